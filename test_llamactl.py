@@ -1,0 +1,8547 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Tests of llamactl.py, with the standard library alone and a stand-in for LlamaCloud on loopback.
+
+python3 test_llamactl.py              all tests; a class or Class.test behind it runs just that
+python3 test_llamactl.py demo         the whole job, each command with what it printed
+python3 test_llamactl.py sandbox      keeps the stand-in up to play with, until Ctrl-C
+python3 test_llamactl.py bench        measures start-up, network commands and growth
+python3 test_llamactl.py yaml-readers what PyYAML and ruamel.yaml read, where they are installed
+"""
+import ast
+import base64
+import collections
+import contextlib
+import errno
+import fcntl
+import gc
+import hashlib
+import hmac
+import html
+import http.server
+import io
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import secrets
+import select
+import shlex
+import shutil
+import signal
+import socket
+import socketserver
+import ssl
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+import types
+import unicodedata
+import unittest
+import unittest.mock
+import urllib.parse
+import warnings
+import webbrowser
+
+
+
+# ---------------------------------------------------------------------------------------
+# Keys and ID tokens. For tests only: everything in this part is public knowledge.
+# ---------------------------------------------------------------------------------------
+
+RsaKey = collections.namedtuple("RsaKey", "n e d")
+
+# For tests only: public knowledge.
+TEST_KEYS = (
+    RsaKey(n=int(
+            "9eb581196b0dd5432ae6ab9a30ab6bb58590c94a72ecedf8c9696a6d310f5160e5f41dafb1f0120d"
+            "91230aeac1bc8d49693f11910d6bbbb1fdd9e0bc4619eced604a24e3b110d6e0cb040f3b0d1af3cc"
+            "a1b426afbc815b50e8a81434e1627851effc0a96b038d9b0f3c2d992729cb9f60dbb063365d40027"
+            "73f1103be591f3f9ab4b7da2e117d553ee322f4890b9d3fc1681861d2a127efa411d56c1b47c6c5c"
+            "2e580f8af0d30c403ee7132b979d33f0fb5b98ccbe402a1abf514edb4706ee4cfad8bd44be29f7e2"
+            "b6c6200288355e567175d5742fc12df73e3630c84b509303e1e7b4f76321d953638c98c2a2a07102"
+            "e494349e5f8245c5f04e57de0918ed23", 16),
+        e=65537,
+        d=int(
+            "61fc24462d28f40fa403e1ae79c28078bad4a496a93002f32466b580ab7bb2b4c068cdd8eff50c9e"
+            "01668a5b81381a5e33f337b2f65ad1d4cdce68daf9115ad5d7e1a5b7249f4e9d3aba26e3f781158d"
+            "6a5ab850f527d5d8fe1459ae831ce86c1bcc04cfd64ef9f353b08fe37ab1ad0bdc9c04612e13f9f2"
+            "18952ea2f0d4ddd909341fa106189708be4eb60a21a5f49c9f1612a38cee74af8bf75b830883e631"
+            "eef610b230ac8fbbf11fd2acda59cc992e56442f2151dc739bdf18fb6bfa3376dcc99186c8fb11ce"
+            "8326444ea48d9924f9cae891114cf32f0c354ff5c7b2270e0d226631cbb40d2206abf604e891006c"
+            "0daff525daff4c7cfcb0f9be0ce6711", 16)),
+    RsaKey(n=int(
+            "b2ef5e6e2f8a4dc3a949e68d96a9bf5b27bc35e6bd20c8c2f081ca18d0ada31708a6fdaebdb5ca3c"
+            "f4c13feeb24df101e29ca476545af4fc587faeadb450984bdb5d44cb7df301d91f8d3ed2ede7a397"
+            "7ad914412f1608b8191bac109c04d7e118c5a585fb0c40bf904e0822fdff299c783dfb469441ca19"
+            "9930bbc3f12e5c3a06b78caf77d2e7d37eee4c0ed4001dbd9b86697ba4211e24f624901e636f2477"
+            "4917d5327446e0198b445afa4d75af00a836155c1139e8e73f6d8e3fb686465b16c102f2e40171ba"
+            "47e14ca8a9a5d8053f7f72ac4a6107f8517fbc81c729dc6a2bd4b414bb082c71c908a0db688e474a"
+            "6204d7e4ef79df52daecd3877ce7ad1f", 16),
+        e=65537,
+        d=int(
+            "a0beb3c6534ef1028facf9416e7d453aa3e7a099e32da082aa2ceeb126f12b4ccb53b91ca7060e38"
+            "7f12b1ac6d8c8cb0ca3338f6545c4c83fb123934ddd7c94e86dd5daab14058035b24e305fa532dd3"
+            "820e4c492d53a36194acc2013f27dab28cde81b9c05e06e210c65e3e3be50e2ca7eddbde5131b3ad"
+            "1616d6ec9fae00e00809ee895764bc220616f915c362865f7080166002e374fa0ce58e06eaf34cd9"
+            "7c934503a17f82735c4db6514e10e8c014c09826a7e9834f91519026d64d1f08682d73cdeaf0519f"
+            "cd8062fc7fb694cf27bc5730d9ad03986c1173f27d4953129d8165118b9863e544dad37dfb33aee0"
+            "b5fe7b1ae8fcb1f83e82141dd1242b9", 16)),
+)
+
+# For tests only: public knowledge. Self-signed, 127.0.0.1 and localhost, 2020 to 2120.
+TLS_CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIB0TCCAXagAwIBAgIBATAKBggqhkjOPQQDAjA2MRIwEAYDVQQDDAlsb2NhbGhv
+c3QxIDAeBgNVBAoMF3N0YW5kLWluIGZvciB0ZXN0cyBvbmx5MCAXDTIwMDEwMTAw
+MDAwMFoYDzIxMjAwMTAxMDAwMDAwWjA2MRIwEAYDVQQDDAlsb2NhbGhvc3QxIDAe
+BgNVBAoMF3N0YW5kLWluIGZvciB0ZXN0cyBvbmx5MFkwEwYHKoZIzj0CAQYIKoZI
+zj0DAQcDQgAErhO04RJoJPlatB5K2P6UOPRv827bWepHube8vrWcVZXoNisZkzVe
+e59ZzXhzQFJ+Tdr0rOgx5Jfh5XJG5PU6sqNzMHEwDwYDVR0TAQH/BAUwAwEB/zAO
+BgNVHQ8BAf8EBAMCAoQwEwYDVR0lBAwwCgYIKwYBBQUHAwEwHQYDVR0OBBYEFI8F
+E89Q8lZ+7Yp9w2sW3C3aSKMzMBoGA1UdEQQTMBGHBH8AAAGCCWxvY2FsaG9zdDAK
+BggqhkjOPQQDAgNJADBGAiEAnqiuzuqz3joGlfrMN2T0BVyfYaTd38BYKsWg+6YZ
+rxACIQC2qMtoNjYvUskBuzqYY7JQajgvyRKypGqwhTIHaYF0HA==
+-----END CERTIFICATE-----
+"""
+
+TLS_KEY = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg7LtYqYeTRHtvAcx5
+0WXgyOJ3O+MuqPpLN/y5vsAezGKhRANCAASuE7ThEmgk+Vq0HkrY/pQ49G/zbttZ
+6ke5t7y+tZxVleg2KxmTNV57n1nNeHNAUn5N2vSs6DHkl+Hlckbk9Tqy
+-----END PRIVATE KEY-----
+"""
+
+# RFC 8017 section 9.2, note 1: what stands before the digest in a PKCS#1 v1.5 signature.
+DIGEST_INFO = {
+    "sha256": "3031300d060960864801650304020105000420",
+    "sha384": "3041300d060960864801650304020205000430",
+    "sha512": "3051300d060960864801650304020305000440",
+}
+
+
+def b64url(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def int_bytes(number):
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def jwk(key, kid):
+    """The public half as a JWK; a kid of None leaves the member out."""
+    public = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid,
+              "n": b64url(int_bytes(key.n)), "e": b64url(int_bytes(key.e))}
+    return {name: value for name, value in public.items() if value is not None}
+
+
+def rsa_signature(data, key, digest):
+    info = bytes.fromhex(DIGEST_INFO[digest]) + hashlib.new(digest, data).digest()
+    size = len(int_bytes(key.n))
+    padded = b"\x00\x01" + b"\xff" * (size - len(info) - 3) + b"\x00" + info
+    return pow(int.from_bytes(padded, "big"), key.d, key.n).to_bytes(size, "big")
+
+
+def jwt_signature(alg, data, key):
+    digest = "sha" + alg[2:]
+    if alg.lower() == "none":
+        return b""
+    if digest not in DIGEST_INFO:
+        # An alg that only claims to be something else: still a sound RS256 signature.
+        return rsa_signature(data, key, "sha256")
+    if alg.startswith("HS"):
+        secret = key if isinstance(key, bytes) else int_bytes(key.n)
+        return hmac.new(secret, data, digest).digest()
+    return rsa_signature(data, key, digest)
+
+
+def sign_jwt(header, claims, key):
+    """A JWT in compact form, signed as header["alg"] says.
+
+    HS256 takes bytes, or an RsaKey whose public modulus is then the secret.
+    """
+    parts = [b64url(json.dumps(part).encode("ascii")) for part in (header, claims)]
+    data = ".".join(parts)
+    signature = jwt_signature(str(header.get("alg")), data.encode("ascii"), key)
+    return data + "." + b64url(signature)
+
+
+# ---------------------------------------------------------------------------------------
+# Requests, answers, refusals.
+# ---------------------------------------------------------------------------------------
+
+Request = collections.namedtuple("Request", "method path query headers body time")
+Answer = collections.namedtuple("Answer", "status body headers")
+
+NO_STORE = {"cache-control": "no-store"}        # RFC 6749 section 5.1
+FORM = "application/x-www-form-urlencoded"
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+
+
+class Refusal(Exception):
+    def __init__(self, status, body, headers=None):
+        Exception.__init__(self, status, body)
+        self.answer = reply(body, status, headers)
+
+
+def reply(body, status=200, headers=None):
+    return Answer(status, body, headers or {})
+
+
+def refusal(status, detail):
+    return Refusal(status, {"detail": detail})
+
+
+def unauthorized(detail="Invalid authentication credentials"):
+    return Refusal(401, {"detail": detail}, {"www-authenticate": "Bearer"})
+
+
+def invalid(place, name, message="Field required"):
+    return refusal(422, [{"loc": [place, name], "msg": message, "type": "value_error"}])
+
+
+def oauth_error(error, status=400):
+    body = {"error": error, "error_description": "stand-in: " + error.replace("_", " ")}
+    return Refusal(status, body, NO_STORE)
+
+
+def merged(base, overrides):
+    """Overrides win; one that is None removes the member."""
+    result = dict(base)
+    result.update(overrides)
+    return {name: value for name, value in result.items()
+            if not (value is None and name in overrides)}
+
+
+def oauth_form(request):
+    pairs = urllib.parse.parse_qsl(request.body, keep_blank_values=True)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # RFC 6749 section 3.2: a parameter must not be included more than once.
+    if kind != FORM or len(dict(pairs)) != len(pairs):
+        raise oauth_error("invalid_request")
+    return dict(pairs)
+
+
+def required(form, name):
+    if not form.get(name):
+        raise oauth_error("invalid_request")
+    return form[name]
+
+
+# ---------------------------------------------------------------------------------------
+# The state: recorded requests and queued faults, the OpenID provider, the cloud.
+# ---------------------------------------------------------------------------------------
+
+# Each kind of fault with its options; every kind also takes executed=True: the request
+# takes effect although its answer is lost.
+FAULTS = {
+    "reset": {},
+    "close": {},
+    "silence": {},
+    "drip": {"delay": 0.1, "part": "body", "executed": True},
+    "pause": {"executed": True},
+    "truncated": {"executed": True},
+    "short_length": {"executed": True},
+    "bad_chunk": {"executed": True},
+    "html": {},
+    "not_json": {},
+    "wrong_shape": {"body": [1]},
+    "huge": {},
+    "deep": {},
+    "status": {"status": 500, "body": {"detail": "Internal Server Error"}, "headers": {}},
+    "redirect": {"to": "/", "status": 302},
+    "loop": {"status": 302},
+    "garbage": {},
+}
+
+
+class Recorder:
+    """Every request that came, and the faults that wait for the next ones."""
+
+    def __init__(self):
+        self.lock = threading.RLock()
+        self.clock = time.time
+        self.base_url = "http://stand-in.invalid"
+        self.requests = []
+        self.faults = []
+        self.received = 0
+
+    def fault(self, path, kind, times=1, method=None, **options):
+        """Queue a fault for the next times requests to path ("*": any)."""
+        known = dict({"executed": False}, **FAULTS[kind])
+        if not set(options) <= set(known):
+            raise TypeError("unknown option of %s: %s" % (kind, sorted(set(options) - set(known))))
+        known.update(options)
+        with self.lock:
+            self.faults.append({"path": path, "kind": kind, "times": times, "method": method,
+                                "options": known})
+
+    def receive(self, request):
+        """Record the request; its number, and (kind, options) of a fault or None."""
+        with self.lock:
+            self.requests.append(request)
+            self.received += 1
+            return self.received, self._next_fault(request)
+
+    def _next_fault(self, request):
+        for fault in self.faults:
+            if (fault["times"] > 0 and fault["path"] in ("*", request.path)
+                    and fault["method"] in (None, request.method)):
+                fault["times"] -= 1
+                return fault["kind"], fault["options"]
+        return None
+
+    def sent(self, path):
+        with self.lock:
+            return [request for request in self.requests if request.path == path]
+
+    def count(self, method, path):
+        return sum(request.method == method for request in self.sent(path))
+
+    def reset(self):
+        """Forget the requests and the faults; keys, logins and projects stay."""
+        with self.lock:
+            del self.requests[:], self.faults[:]
+
+
+class Provider(Recorder):
+    """OpenID provider: RFC 8628 device flow, rotating refresh tokens, RFC 7009."""
+
+    def __init__(self):
+        Recorder.__init__(self)
+        self.client_ids = {"cli": "llamactl-cli", "web": "llamacloud-web"}
+        self.discovery_overrides = {}
+        self.configuration_overrides = {}
+        self.devices = {}
+        self.interval = 1
+        self.enforce_interval = True
+        self.slow_down_step = 5         # RFC 8628 section 3.5
+        self.expires_in = 600
+        self.device_answer = {}
+        self.auto_approve = None
+        self.pending_polls = 0
+        self.token_script = []
+        self.token_answer = {}
+        self.logins = []
+        self.access_tokens = {}
+        self.refresh_tokens = {}
+        self.access_token_lifetime = 300
+        self.refreshes = 0
+        self.reuse_detected = 0
+        self.signing_key = TEST_KEYS[0]
+        self.jwks_keys = [jwk(TEST_KEYS[0], "test-1")]
+        self.id_token_lifetime = 3600
+        self.id_token_header = {}
+        self.id_token_claims = {}
+        self.id_token_override = None
+
+    # What the person at the browser does.
+
+    def pending(self):
+        """The user codes that wait for a decision."""
+        with self.lock:
+            return [device["user_code"] for device in self.devices.values()
+                    if device["state"] == "pending" and self.clock() < device["expires_at"]]
+
+    def approve(self, user_code, sub="user-1", email="dev@example.com"):
+        """LookupError where no such code is pending; email=None: an account without one."""
+        self._decide(user_code, state="approved", sub=sub, email=email)
+
+    def deny(self, user_code):
+        self._decide(user_code, state="denied")
+
+    def _decide(self, user_code, **decision):
+        # RFC 8628 section 6.1: people type codes in lower case and without the dash.
+        typed = re.sub("[^A-Z]", "", user_code.upper())
+        with self.lock:
+            for device in self.devices.values():
+                if (device["user_code"] in self.pending()
+                        and device["user_code"].replace("-", "") == typed):
+                    device.update(decision)
+                    return
+        raise LookupError("no such code is pending: %r" % user_code)
+
+    def approval_page(self, request):
+        return reply(page_form(request.query.get("user_code", "")), headers=HTML)
+
+    def approval(self, request):
+        form = dict(urllib.parse.parse_qsl(request.body))
+        person = {name: form[name] for name in ("sub", "email") if name in form}
+        code = form.get("user_code", "")
+        try:
+            if form.get("action") == "approve":
+                self.approve(code, **person)
+                return reply(page("Approved", "You can close this page."), headers=HTML)
+            self.deny(code)
+            return reply(page("Denied", "You can close this page."), headers=HTML)
+        except LookupError:
+            return reply(page("Unknown code", "Is it still valid?"), 404, HTML)
+
+    # What a client asks.
+
+    def configuration(self, request=None):
+        issuer = self.base_url + "/oidc"
+        return reply(merged({
+            "issuer": issuer,
+            "device_authorization_endpoint": issuer + "/device_authorization",
+            "token_endpoint": issuer + "/token",
+            "jwks_uri": issuer + "/jwks",
+            "revocation_endpoint": issuer + "/revoke",
+            "authorization_endpoint": issuer + "/authorize",
+            "scopes_supported": ["openid", "email", "profile", "offline_access"],
+            "response_types_supported": ["code"],
+            "grant_types_supported": [DEVICE_GRANT, "refresh_token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+        }, self.configuration_overrides))
+
+    def jwks(self, request):
+        return reply({"keys": self.jwks_keys})
+
+    def device_authorization(self, request):
+        form = oauth_form(request)
+        device = {
+            "device_code": "dc-CANARY-" + secrets.token_hex(16), "user_code": new_user_code(),
+            "client_id": self._client(form), "scope": form.get("scope", ""),
+            "expires_at": self.clock() + self.expires_in, "interval": self.interval,
+            "state": "pending", "polls": 0, "last_poll": None, "sub": None, "email": None}
+        self.devices[device["device_code"]] = device
+        page_url = self.base_url + "/oidc/device"
+        return reply(merged({
+            "device_code": device["device_code"], "user_code": device["user_code"],
+            "verification_uri": page_url,
+            "verification_uri_complete": page_url + "?user_code=" + device["user_code"],
+            "expires_in": self.expires_in, "interval": self.interval,
+        }, self.device_answer), headers=NO_STORE)
+
+    def token(self, request):
+        form = oauth_form(request)
+        self._client(form)
+        grant = {DEVICE_GRANT: self._poll, "refresh_token": self._refresh}.get(
+            required(form, "grant_type"))
+        if grant is None:
+            raise oauth_error("unsupported_grant_type")
+        return grant(form)
+
+    def revoke(self, request):
+        """RFC 7009 section 2.2: 200 whether or not the token was known."""
+        form = dict(urllib.parse.parse_qsl(request.body))
+        token = form.get("token")
+        record = self.refresh_tokens.get(token) or self.access_tokens.get(token)
+        if record and record["login"]["client_id"] == form.get("client_id"):
+            record["login"]["revoked"] = True
+        return reply(None)
+
+    def expire_access_tokens(self):
+        with self.lock:
+            for record in self.access_tokens.values():
+                record["expires_at"] = float("-inf")
+
+    def _client(self, form):
+        client_id = required(form, "client_id")
+        overridden = self.discovery_overrides.get("client_ids")
+        if client_id not in list(self.client_ids.values()) + list((overridden or {}).values()):
+            raise oauth_error("invalid_client", 401)
+        return client_id
+
+    def _poll(self, form):
+        if self.token_script:
+            status, body = self.token_script.pop(0)
+            return reply(body, status, NO_STORE)
+        device = self.devices.get(required(form, "device_code"))
+        if (device is None or device["state"] == "consumed"
+                or device["client_id"] != form["client_id"]):
+            raise oauth_error("invalid_grant")
+        if self.clock() >= device["expires_at"]:
+            raise oauth_error("expired_token")
+        self._check_pace(device)
+        self._check_decision(device)
+        device["state"] = "consumed"
+        login = {"sub": device["sub"], "email": device["email"], "scope": device["scope"],
+                 "client_id": device["client_id"], "revoked": False}
+        self.logins.append(login)
+        return self._tokens(login)
+
+    def _check_pace(self, device):
+        now, last = self.clock(), device["last_poll"]
+        device["last_poll"] = now
+        # A fiftieth of tolerance: clocks of 16 ms exist, and so do sums of floats.
+        if self.enforce_interval and last is not None and now - last < device["interval"] * 0.98:
+            device["interval"] += self.slow_down_step
+            raise oauth_error("slow_down")
+
+    def _check_decision(self, device):
+        device["polls"] += 1
+        if (device["state"] == "pending" and self.auto_approve is not None
+                and device["polls"] > self.pending_polls):
+            self.approve(device["user_code"], **self.auto_approve)
+        if device["state"] == "pending":
+            raise oauth_error("authorization_pending")
+        if device["state"] == "denied":
+            raise oauth_error("access_denied")
+
+    def _refresh(self, form):
+        record = self.refresh_tokens.get(required(form, "refresh_token"))
+        if record is None or record["login"]["client_id"] != form["client_id"]:
+            raise oauth_error("invalid_grant")
+        if record["used"]:
+            self.reuse_detected += 1
+            record["login"]["revoked"] = True
+        if record["login"]["revoked"]:
+            raise oauth_error("invalid_grant")
+        record["used"] = True
+        self.refreshes += 1
+        return self._tokens(record["login"])
+
+    def _tokens(self, login):
+        access_token = "at-CANARY-" + secrets.token_hex(24)
+        self.access_tokens[access_token] = {
+            "login": login, "expires_at": self.clock() + self.access_token_lifetime}
+        answer = {"access_token": access_token, "token_type": "Bearer", "scope": login["scope"],
+                  "expires_in": self.access_token_lifetime}
+        if "openid" in login["scope"].split():
+            answer["id_token"] = self._id_token(login)
+        if "offline_access" in login["scope"].split():
+            answer["refresh_token"] = "rt-CANARY-" + secrets.token_hex(24)
+            self.refresh_tokens[answer["refresh_token"]] = {"login": login, "used": False}
+        return reply(merged(answer, self.token_answer), headers=NO_STORE)
+
+    def _id_token(self, login):
+        now = int(self.clock())
+        claims = {"iss": self.configuration().body.get("issuer"), "sub": login["sub"],
+                  "aud": login["client_id"], "iat": now, "exp": now + self.id_token_lifetime}
+        if login["email"] is not None:
+            claims.update(email=login["email"], email_verified=True)
+        claims = merged(claims, self.id_token_claims)
+        header = merged({"alg": "RS256", "kid": "test-1", "typ": "JWT"}, self.id_token_header)
+        if self.id_token_override:
+            return self.id_token_override(header, claims)
+        return sign_jwt(header, claims, self.signing_key)
+
+    def _live_login(self, access_token):
+        record = self.access_tokens.get(access_token)
+        if record and not record["login"]["revoked"] and self.clock() < record["expires_at"]:
+            return record["login"]
+        return None
+
+
+def new_user_code():
+    # RFC 8628 section 6.1: no vowels, so that no words come out.
+    letters = [secrets.choice("BCDFGHJKLMNPQRSTVWXZ") for _ in range(8)]
+    return "".join(letters[:4]) + "-" + "".join(letters[4:])
+
+
+HTML = {"content-type": "text/html; charset=utf-8"}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>%(title)s</title></head>
+<body style="font: 1.1em sans-serif; max-width: 30em; margin: 4em auto">
+<h1>%(title)s</h1>
+%(body)s
+</body></html>
+"""
+FORM_BODY = """<p>Does your terminal show this code?</p>
+<form method="post" action="/oidc/device">
+<p><input name="user_code" value="%s" autocomplete="off" required></p>
+<p><button name="action" value="approve">Approve</button>
+<button name="action" value="deny">Deny</button></p>
+</form>"""
+
+
+def page(title, text):
+    return PAGE % {"title": html.escape(title), "body": "<p>%s</p>" % html.escape(text)}
+
+
+def page_form(user_code):
+    return PAGE % {"title": "Connect a device", "body": FORM_BODY % html.escape(user_code)}
+
+
+PROJECTS = (
+    {"project_id": "proj-alpha", "project_name": "Alpha", "deployment_count": 2,
+     "org_id": "org-one"},
+    {"project_id": "proj-beta", "project_name": "Beta", "deployment_count": 0,
+     "org_id": "org-two"},
+)
+ORGANIZATIONS = (
+    {"org_id": "org-one", "org_name": "Org One", "is_default": True},
+    {"org_id": "org-two", "org_name": "Org Two", "is_default": False},
+)
+DEPLOYMENTS = (
+    {"id": "invoices", "display_name": "Invoices",
+     "repo_url": "https://github.com/example/invoices",
+     "deployment_file_path": "llama_deploy.yml", "git_ref": "main",
+     "git_sha": "0123456789abcdef0123456789abcdef01234567",
+     "has_personal_access_token": True, "project_id": "proj-alpha",
+     "secret_names": ["OPENAI_API_KEY", "DATABASE_URL"],
+     "apiserver_url": "https://invoices.example.com/", "status": "Running", "warning": None,
+     "events": None, "appserver_version": "0.4.2", "suspended": False},
+    {"id": "chat-bot", "display_name": "Chat bot", "repo_url": "",
+     "deployment_file_path": ".", "git_ref": None, "git_sha": None,
+     "has_personal_access_token": False, "project_id": "proj-alpha", "secret_names": [],
+     "apiserver_url": None, "status": "BuildFailed",
+     "warning": "The last build failed; the previous one is served.", "events": None,
+     "appserver_version": None, "suspended": True},
+)
+
+
+class Cloud(Provider):
+    """Control plane and platform, on top of the provider."""
+
+    def __init__(self, requires_auth=True, capabilities=("organizations",),
+                 min_llamactl_version=None, browser_login=True):
+        Provider.__init__(self)
+        self.server_version = "0.10.4"
+        self.requires_auth = requires_auth
+        self.capabilities = list(capabilities)
+        self.min_llamactl_version = min_llamactl_version
+        self.browser_login = browser_login
+        self.projects = [dict(project) for project in PROJECTS]
+        self.organizations = [dict(organization) for organization in ORGANIZATIONS]
+        self.deployments = [dict(deployment) for deployment in DEPLOYMENTS]
+        self.keys = {}
+
+    def add_key(self, key, projects=None, sub="user-1", email="dev@example.com", name=None):
+        """An API key that sees these project ids (None: all); its record."""
+        with self.lock:
+            self.keys[key] = {"id": "key-" + secrets.token_hex(6), "sub": sub, "email": email,
+                              "projects": projects, "name": name}
+            return self.keys[key]
+
+    def keys_alive(self):
+        with self.lock:
+            return list(self.keys)
+
+    def answer(self, function, request, *segments):
+        with self.lock:
+            try:
+                return function(self, request, *segments)
+            except Refusal as error:
+                return error.answer
+
+    # Control plane.
+
+    def version(self, request):
+        return reply({"version": self.server_version, "requires_auth": self.requires_auth,
+                      "min_llamactl_version": self.min_llamactl_version,
+                      "capabilities": list(self.capabilities)})
+
+    def list_organizations(self, request):
+        self._principal(request)
+        if "organizations" not in self.capabilities:
+            raise refusal(404, "Not Found")
+        return reply({"organizations": self.organizations})
+
+    def list_projects(self, request):
+        projects = self._visible(self._principal(request))
+        if "org_id" in request.query:
+            projects = [project for project in projects
+                        if project.get("org_id", "default") == request.query["org_id"]]
+        return reply({"projects": projects})
+
+    def list_deployments(self, request):
+        return reply({"deployments": self._deployments(request)})
+
+    def one_deployment(self, request, name):
+        for deployment in self._deployments(request):
+            if deployment["id"] == name:
+                return reply(deployment)
+        raise refusal(404, "Deployment %s not found" % name)
+
+    def _deployments(self, request):
+        visible = self._visible(self._principal(request))
+        project_id = request.query.get("project_id")
+        if not project_id:
+            raise invalid("query", "project_id")
+        if project_id not in [project["project_id"] for project in visible]:
+            raise refusal(403, "No access to project %s" % project_id)
+        return [deployment for deployment in self.deployments
+                if deployment["project_id"] == project_id]
+
+    # Platform.
+
+    def discovery(self, request):
+        if not self.browser_login:
+            raise refusal(404, "OIDC is not configured on this server")
+        return reply(merged({
+            "discovery_url": self.base_url + "/oidc/.well-known/openid-configuration",
+            "client_ids": self.client_ids}, self.discovery_overrides))
+
+    def me(self, request):
+        principal = self._principal(request)
+        return reply({"id": principal["sub"], "email": principal["email"], "name": None})
+
+    def create_key(self, request):
+        login = self._login(request)
+        try:
+            asked = json.loads(request.body)
+        except ValueError:
+            asked = None
+        if not isinstance(asked, dict):
+            raise invalid("body", 0, "JSON decode error")
+        if not isinstance(asked.get("name"), str):
+            raise invalid("body", "name")
+        project_id = asked.get("project_id")
+        key = "llx-CANARY-" + secrets.token_hex(20)
+        record = self.add_key(key, None if project_id is None else [project_id],
+                              login["sub"], login["email"], asked["name"])
+        return reply({"id": record["id"], "redacted_api_key": key, "name": asked["name"],
+                      "project_id": project_id})
+
+    def delete_key(self, request, key_id):
+        login = self._login(request)
+        for key, record in list(self.keys.items()):
+            if record["id"] == key_id and record["sub"] == login["sub"]:
+                del self.keys[key]
+                return reply(None, 204)
+        raise refusal(404, "API key not found")
+
+    def _login(self, request):
+        login = self._live_login(bearer_token(request))
+        if login is None:
+            raise unauthorized("A live access token of a login is needed")
+        return login
+
+    def _principal(self, request):
+        token = bearer_token(request)
+        login = self._live_login(token)
+        if token in self.keys:
+            return self.keys[token]
+        if login:
+            return {"sub": login["sub"], "email": login["email"], "projects": None}
+        if not self.requires_auth:
+            return {"sub": "anonymous", "email": None, "projects": None}
+        raise unauthorized()
+
+    def _visible(self, principal):
+        return [project for project in self.projects
+                if principal["projects"] is None
+                or project["project_id"] in principal["projects"]]
+
+
+def bearer_token(request):
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+# ---------------------------------------------------------------------------------------
+# The HTTP side: routes, handler, server.
+# ---------------------------------------------------------------------------------------
+
+# The first match wins; {} stands for one segment, which the method gets as an argument.
+ROUTES = (
+    ("GET", "/api/v1beta1/deployments-public/version", Cloud.version),
+    ("GET", "/api/v1beta1/deployments/organizations", Cloud.list_organizations),
+    ("GET", "/api/v1beta1/deployments/list-projects", Cloud.list_projects),
+    ("GET", "/api/v1beta1/deployments", Cloud.list_deployments),
+    ("GET", "/api/v1beta1/deployments/{}", Cloud.one_deployment),
+    ("GET", "/api/v1/auth/oidc/discovery", Cloud.discovery),
+    ("GET", "/api/v1/auth/me", Cloud.me),
+    ("POST", "/api/v1/api-keys", Cloud.create_key),
+    ("DELETE", "/api/v1/api-keys/{}", Cloud.delete_key),
+    ("GET", "/oidc/.well-known/openid-configuration", Cloud.configuration),
+    ("POST", "/oidc/device_authorization", Cloud.device_authorization),
+    ("POST", "/oidc/token", Cloud.token),
+    ("GET", "/oidc/jwks", Cloud.jwks),
+    ("POST", "/oidc/revoke", Cloud.revoke),
+    ("GET", "/oidc/device", Cloud.approval_page),
+    ("POST", "/oidc/device", Cloud.approval),
+)
+
+
+def route(method, path):
+    """The method of Cloud and its arguments from the path; 404 and 405 as FastAPI."""
+    found = False
+    for verb, pattern, function in ROUTES:
+        match = re.match(re.escape(pattern).replace(r"\{\}", "([^/]+)") + r"\Z", path)
+        found = found or bool(match)
+        if match and verb == method:
+            return function, [urllib.parse.unquote(part) for part in match.groups()]
+    raise refusal(405, "Method Not Allowed") if found else refusal(404, "Not Found")
+
+
+def encoded(body):
+    """(bytes, content type); a str may hold lone surrogates, sent as they are."""
+    if body is None:
+        return b"", None
+    if isinstance(body, bytes):
+        return body, "application/octet-stream"
+    if isinstance(body, str):
+        return body.encode("utf-8", "surrogatepass"), "text/plain; charset=utf-8"
+    return json.dumps(body).encode("ascii"), "application/json"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    number = 0
+
+    def log_message(self, *args):
+        pass
+
+    def send_error(self, code, message=None, explain=None):
+        self.close_connection = True
+        self._send(reply({"detail": message or self.responses[code][0]}, code))
+
+    def respond(self):
+        try:
+            self._respond()
+        except OSError:
+            self.close_connection = True        # the client is gone
+
+    do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = do_HEAD = do_CONNECT = respond
+
+    def _respond(self):
+        request = self._request()
+        self.number, fault = self.server.cloud.receive(request)
+        if fault is None:
+            self._send(self._answer(request))
+            return
+        kind, options = fault
+        answer = self._answer(request) if options["executed"] else None
+        getattr(self, "fault_" + kind)(answer, options)
+
+    def _request(self):
+        path, _, query = self.path.partition("?")
+        # A proxy gets the absolute form, RFC 9112 section 3.2.2.
+        path = re.sub("^https?://[^/]*", "", path) or "/"
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        length = headers.get("content-length", "0")
+        body = self.rfile.read(int(length) if length.isdigit() else 0)
+        return Request(
+            self.command, path, dict(urllib.parse.parse_qsl(query, keep_blank_values=True)),
+            headers, body.decode("utf-8", "replace"), self.server.cloud.clock())
+
+    def _answer(self, request):
+        try:
+            function, segments = route(request.method, request.path)
+            return self.server.cloud.answer(function, request, *segments)
+        except Refusal as error:
+            return error.answer
+        except Exception as error:      # a bug of a test shows in its output, as a 500
+            return reply({"detail": "stand-in: %r" % error}, 500)
+
+    def _parts(self, answer, **changes):
+        """Head and body as bytes; a header that is None is left out."""
+        body, kind = encoded(answer.body)
+        headers = {"date": self.date_time_string(), "x-request-id": "req-%d" % self.number,
+                   "content-type": kind, "content-length": str(len(body))}
+        headers.update({name.lower(): value for name, value in answer.headers.items()})
+        headers.update({name.replace("_", "-"): value for name, value in changes.items()})
+        if answer.status == 204:
+            headers["content-length"] = None
+        reason = self.responses.get(answer.status, ("Unknown",))[0]
+        lines = ["HTTP/1.1 %d %s" % (answer.status, reason)]
+        lines += ["%s: %s" % item for item in headers.items() if item[1] is not None]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape"), body
+
+    def _send(self, answer):
+        head, body = self._parts(answer)
+        self.wfile.write(head if self.command == "HEAD" else head + body)
+
+    def _send_last(self, *blocks):
+        self.close_connection = True
+        for block in blocks:
+            self.wfile.write(block)
+
+    # The faults: one method a kind.
+
+    def fault_reset(self, answer, options):
+        self.close_connection = True
+        # With a linger time of 0 closing sends RST; a shutdown first would send FIN.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.socket(fileno=self.connection.detach()).close()
+
+    def fault_close(self, answer, options):
+        self.close_connection = True
+
+    def fault_silence(self, answer, options):
+        self.close_connection = True
+        self.server.stopping.wait()
+
+    def fault_drip(self, answer, options):
+        head, body = self._parts(answer)
+        if options["part"] == "body":
+            self._send_last(head)
+        else:
+            body = head + body
+        self.close_connection = True
+        for index in range(len(body)):
+            if self.server.stopping.wait(options["delay"]):
+                return
+            self.wfile.write(body[index:index + 1])
+
+    def fault_pause(self, answer, options):
+        head, body = self._parts(answer)
+        self._send_last(head + body[:len(body) // 2])
+        self.server.stopping.wait()
+
+    def fault_truncated(self, answer, options):
+        size = len(encoded(answer.body)[0])
+        self._send_last(*self._parts(answer, content_length=str(size + 100)))
+
+    def fault_short_length(self, answer, options):
+        size = len(encoded(answer.body)[0])
+        self._send_last(*self._parts(answer, content_length=str(size // 2)))
+
+    def fault_bad_chunk(self, answer, options):
+        head, body = self._parts(answer, content_length=None, transfer_encoding="chunked")
+        self._send_last(head + b"%x\r\n" % (len(body) + 100) + body)
+
+    def fault_html(self, answer, options):
+        self._send(reply(page("Welcome", "This is a portal, not an API."), headers=HTML))
+
+    def fault_not_json(self, answer, options):
+        self._send(reply('{"version": "0.1', headers={"content-type": "application/json"}))
+
+    def fault_wrong_shape(self, answer, options):
+        self._send(reply(options["body"], headers={"content-type": "application/json"}))
+
+    def fault_huge(self, answer, options):
+        self._send_last(self._parts(reply(b""), content_length=None, connection="close",
+                                    content_type="application/json")[0])
+        for _ in range(10 * 2 ** 30 // 65536):
+            self.wfile.write(b" " * 65536)
+
+    def fault_deep(self, answer, options):
+        self._send(reply("[" * 100000 + "]" * 100000,
+                         headers={"content-type": "application/json"}))
+
+    def fault_status(self, answer, options):
+        self._send(reply(options["body"], options["status"], options["headers"]))
+
+    def fault_redirect(self, answer, options):
+        self._send(reply(None, options["status"], {"location": options["to"]}))
+
+    def fault_loop(self, answer, options):
+        self._send(reply(None, options["status"], {"location": self.path}))
+
+    def fault_garbage(self, answer, options):
+        self._send_last(b"\x00\xff\x16\x03garbage, not HTTP\r\n\r\n\x1b[2J")
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address, cloud, context):
+        self.cloud = cloud
+        self.context = context
+        self.stopping = threading.Event()
+        self.live = {}
+        http.server.HTTPServer.__init__(self, address, Handler)
+
+    def server_bind(self):
+        # HTTPServer asks DNS for the host's name here, which may take seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def handle_error(self, request, client_address):
+        pass
+
+    def process_request(self, request, client_address):
+        thread = threading.Thread(target=self.process_request_thread,
+                                  args=(request, client_address))
+        thread.daemon = True
+        self.live[thread] = request
+        thread.start()
+
+    def process_request_thread(self, request, client_address):
+        try:
+            if self.context:
+                request = self._secured(request)
+            socketserver.ThreadingMixIn.process_request_thread(self, request, client_address)
+        except OSError:
+            self.shutdown_request(request)
+        finally:
+            self.live.pop(threading.current_thread(), None)
+
+    def _secured(self, request):
+        # Shaking hands here and not on accept: a client that stalls holds up nobody else.
+        secured = self.context.wrap_socket(request, server_side=True,
+                                           do_handshake_on_connect=False)
+        self.live[threading.current_thread()] = secured
+        try:
+            secured.do_handshake()
+        except OSError:
+            self.shutdown_request(secured)
+            raise
+        return secured
+
+    def hang_up(self):
+        """Wake every handler by closing its connection, and wait until it is gone."""
+        give_up = time.monotonic() + 2
+        while self.live and time.monotonic() < give_up:
+            for connection in list(self.live.values()):
+                try:
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+                except OSError:
+                    pass        # closed already
+            time.sleep(0.001)
+
+
+def tls_context():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [os.path.join(folder, name) for name in ("certificate.pem", "key.pem")]
+        for name, text in zip(names, (TLS_CERTIFICATE, TLS_KEY)):
+            with open(name, "w") as file:
+                file.write(text)
+        context.load_cert_chain(*names)
+    return context
+
+
+class StandIn:
+    """A cloud on a free port of its own: `with StandIn() as it: it.url, it.cloud`."""
+
+    def __init__(self, cloud=None, tls=False, host="127.0.0.1", port=0):
+        self.cloud = cloud or Cloud()
+        self.tls = tls
+        self.host = host
+        self.port = port
+        self.url = None
+        self._server = None
+        self._thread = None
+
+    def start(self):
+        context = tls_context() if self.tls else None
+        self._server = Server((self.host, self.port), self.cloud, context)
+        self.url = "%s://%s:%d" % ("https" if self.tls else "http", self.host,
+                                   self._server.server_port)
+        self.cloud.base_url = self.url
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.002,))
+        self._thread.daemon = True
+        self._thread.start()
+        return self
+
+    def stop(self):
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.stopping.set()
+        server.shutdown()
+        server.server_close()
+        self._thread.join()
+        server.hang_up()
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *error):
+        self.stop()
+
+
+# ==================================================================================================
+# the harness: one temporary home and one stand-in a test; the program called in-process, as a real
+# process, or on a real pseudo-terminal
+# ==================================================================================================
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROGRAM = os.environ.get("LLAMACTL_UNDER_TEST") or os.path.join(HERE, "llamactl.py")
+KEY = "llx-CANARY-0123456789abcdef-wxyz"
+OTHER_KEY = "llx-CANARY-fedcba9876543210-abcd"
+# the interpreter as it was started: what runs under -I, -S, -O or -W runs its children so
+PYTHON = ([sys.executable] + ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site
+          + ["-O"] * sys.flags.optimize + ["-W" + each for each in sys.warnoptions])
+CANARY = "CANARY"  # stands in every secret of every test, and in no output
+
+sys.path.insert(0, os.path.dirname(PROGRAM))
+import llamactl  # noqa: E402
+
+Result = collections.namedtuple("Result", "code out err")
+
+
+def load(text):
+    return json.loads(text)
+
+
+class Case(unittest.TestCase):
+    """A home of its own, the environment of a bare server, and a canary that must not sing."""
+
+    stand_in_options = {}
+
+    def setUp(self):
+        self.home = os.path.realpath(tempfile.mkdtemp(prefix="llamactl-test-"))
+        self.addCleanup(remove_tree, self.home)
+        self.folder = os.path.join(self.home, "conf")
+        self.store_path = os.path.join(self.folder, "profiles.json")
+        self.env = {"HOME": self.home, "PATH": os.environ.get("PATH", ""), "TERM": "xterm"}
+        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
+        if "LC_ALL" in os.environ:
+            self.env["LC_ALL"] = os.environ["LC_ALL"]
+        self.heard = []
+        self.shrink()
+
+    def shrink(self):
+        """Time-outs and waits small enough for a test that meets hundreds of them."""
+        short = {
+            "ANSWER_TIMEOUT": 0.25, "PAUSE_TIMEOUT": 0.25, "WHOLE_TIMEOUT": 0.6,
+            "LOCKED_TIMEOUT": 1.0, "RETRY_DELAYS": (0.0, 0.0), "MAX_RETRY_AFTER": 0.0,
+            "SLOW_DOWN": 0.02, "DEFAULT_INTERVAL": 0.02,
+        }
+        patcher = unittest.mock.patch.multiple(llamactl, **short)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def tearDown(self):
+        for heard in self.heard:
+            self.assertNotIn(CANARY, heard, "a secret was printed")
+        for folder, _, names in os.walk(self.home):
+            for name in names:
+                path = os.path.join(folder, name)
+                if self.may_hold_secrets(path) or not os.path.isfile(path):
+                    continue
+                with open(path, "rb") as file:
+                    self.assertNotIn(CANARY.encode(), file.read(), path + " holds a secret")
+
+    def may_hold_secrets(self, path):
+        name = os.path.basename(path)
+        return name.startswith("profiles.json") or name.endswith(".env") or name in (
+            "profiles.db", "key.txt")
+
+    def cloud_server(self, **options):
+        """A running stand-in for LlamaCloud, with KEY known and its environment current."""
+        stand_in = StandIn(Cloud(**options))
+        stand_in.start()
+        self.addCleanup(stand_in.stop)
+        cloud = stand_in.cloud
+        cloud.interval, cloud.auto_approve = 0.01, {}
+        cloud.add_key(KEY)
+        self.url = stand_in.url
+        self.write_store({})
+        return cloud
+
+    def write_store(self, profiles, current=None, **extra):
+        """A store whose current environment is the stand-in's."""
+        record = dict({"requires_auth": True, "current_profile": current, "profiles": profiles},
+                      **extra)
+        data = {"version": 1, "current_environment": self.url, "environments": {self.url: record}}
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+        with open(self.store_path, "w") as file:
+            json.dump(data, file)
+        os.chmod(self.store_path, 0o600)
+
+    def with_profile(self, name="main", key=KEY, project="proj-alpha", **extra):
+        profile = dict({"auth_type": "token", "api_key": key, "project_id": project,
+                        "project_name": "Alpha", "org_id": "org-one"}, **extra)
+        self.write_store({name: profile}, name)
+
+    def stored(self):
+        with open(self.store_path) as file:
+            return json.load(file)["environments"]
+
+    def profiles(self, url=None):
+        return self.stored()[url or self.url]["profiles"]
+
+    def call(self, *argv, stdin=b"", env=(), terminal=False, sings=False, program_on_stdin=False):
+        """main(argv) in this process -> Result. SINGS: this command prints a secret rightly."""
+        out, err = io.BytesIO(), io.BytesIO()
+        streams = {
+            "stdin": io.TextIOWrapper(io.BytesIO(stdin), "utf-8"),
+            "stdout": io.TextIOWrapper(out, "utf-8"),
+            "stderr": io.TextIOWrapper(err, "utf-8", write_through=True),
+        }
+        if terminal:
+            streams["stdin"].isatty = streams["stderr"].isatty = lambda: True
+        name = "-" if program_on_stdin else "llamactl"
+        with contextlib.ExitStack() as stack:
+            for stream, value in streams.items():
+                stack.enter_context(unittest.mock.patch.object(sys, stream, value))
+            stack.enter_context(unittest.mock.patch.object(sys, "argv", [name] + list(argv)))
+            environment = dict(self.env, **dict(env))
+            stack.enter_context(unittest.mock.patch.dict(os.environ, environment, clear=True))
+            code = llamactl.main(list(argv))
+            streams["stdout"].flush()
+        return self.note(code, out.getvalue(), err.getvalue(), sings)
+
+    def note(self, code, out, err, sings=False):
+        out, err = out.decode("utf-8"), err.decode("utf-8", "replace")
+        self.heard += [err] if sings else [out, err]
+        self.assertNotIn("Traceback", err)
+        self.assertNotIn("mistake in llamactl", err)
+        return Result(code, out, err)
+
+    def spawn(self, *argv, env=(), python=(), **options):
+        """A real process of the program; PYTHON are the interpreter's own options."""
+        command = PYTHON + list(python) + [PROGRAM] + list(argv)
+        for stream in ("stdin", "stdout", "stderr"):
+            options.setdefault(stream, subprocess.PIPE)
+        options.setdefault("cwd", self.home)
+        return subprocess.Popen(command, env=dict(self.env, **dict(env)), **options)
+
+    def process(self, *argv, stdin=b"", sings=False, timeout=30, **options):
+        """The same, run to its end -> Result."""
+        process = self.spawn(*argv, **options)
+        try:
+            out, err = process.communicate(stdin, timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        return self.note(process.returncode, out or b"", err or b"", sings)
+
+    def pty(self, argv, script=(), env=(), command=None, timeout=15, sings=False):
+        """The program on a pseudo-terminal in a session of its own -> Result, all text in `out`.
+
+        SCRIPT is a list of (text to wait for, bytes to type; None hangs up).
+        """
+        screen = Screen(command or PYTHON + [PROGRAM] + list(argv),
+                        dict(self.env, **dict(env)), self.home)
+        try:
+            for expected, typed in script:
+                screen.wait_for(expected, timeout)
+                screen.type(typed)
+            code = screen.finish(timeout)
+        finally:
+            screen.close()
+        return self.note(code, b"", bytes(screen.seen), sings)._replace(
+            out=bytes(screen.seen).decode("utf-8", "replace").replace("\r\n", "\n"))
+
+
+class Screen:
+    """A process on a pseudo-terminal that is its controlling one."""
+
+    # a session leader without a terminal takes the one it is told to
+    SHIM = ("import fcntl, os, sys, termios\n"
+            "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+            "os.execvpe(sys.argv[1], sys.argv[1:], os.environ)\n")
+
+    def __init__(self, command, env, cwd):
+        self.master, slave = os.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.SHIM] + command, env=env, cwd=cwd, stdin=slave,
+            stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        self.seen = bytearray()
+        self.searched = 0
+
+    def read(self, timeout):
+        ready = select.select([self.master], [], [], timeout)[0] if self.master >= 0 else []
+        if not ready:
+            return False
+        try:
+            chunk = os.read(self.master, 65536)
+        except OSError:  # Linux says EIO when the last one hangs up
+            return False
+        self.seen += chunk
+        return bool(chunk)
+
+    def wait_for(self, text, timeout):
+        end = time.monotonic() + timeout
+        while text.encode() not in self.seen[self.searched:]:
+            if not self.read(max(0, end - time.monotonic())):
+                raise AssertionError("%r never came; there was %r" % (text, bytes(self.seen)))
+        self.searched = self.seen.index(text.encode(), self.searched) + len(text)
+
+    def type(self, typed):
+        if typed is None:
+            os.close(self.master)
+            self.master = -1
+        else:
+            os.write(self.master, typed)
+
+    def finish(self, timeout):
+        end = time.monotonic() + timeout
+        while time.monotonic() < end and self.read(end - time.monotonic()):
+            pass
+        return self.process.wait(timeout=max(0.1, end - time.monotonic()))
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.master >= 0:
+            os.close(self.master)
+
+
+def remove_tree(folder):
+    for path, folders, _ in os.walk(folder):
+        for name in folders:
+            with contextlib.suppress(OSError):
+                os.chmod(os.path.join(path, name), 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# ==================================================================================================
+# the house: its rooms, who owns what, its size
+# ==================================================================================================
+
+ROOMS = ("front door", "constants", "errors", "surroundings", "formats", "terminal", "files",
+         "http", "oauth", "api", "session", "commands", "parser", "main")
+NETWORK_MODULES = {"urllib", "ssl", "http", "socket", "email"}
+ALLOWED_MODULES = set(
+    "argparse contextlib errno json os re stat sys time collections functools io base64 hashlib "
+    "getpass warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
+    "threading queue difflib traceback typing".split())
+
+
+def dotted(node):
+    """`os.open` for the expression os.open; empty for what is no plain name."""
+    if isinstance(node, ast.Attribute):
+        return dotted(node.value) + "." + node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+class House(unittest.TestCase):
+    """What house.md asks of llamactl.py."""
+
+    @classmethod
+    def setUpClass(cls):
+        with open(PROGRAM, encoding="utf-8") as file:
+            cls.source = file.read()
+        cls.lines = cls.source.splitlines()
+        cls.tree = ast.parse(cls.source)
+        cls.banners = [(number, re.match(r"# =+ ([a-z]+):", line).group(1))
+                       for number, line in enumerate(cls.lines, 1)
+                       if re.match("# =+ [a-z]+:", line)]
+        cls.functions = [node for node in ast.walk(cls.tree) if isinstance(node, ast.FunctionDef)]
+
+    def room(self, node):
+        behind = [name for number, name in self.banners if number < node.lineno]
+        return behind[-1] if behind else "front door"
+
+    def last_line(self, node):
+        return max([child.lineno for child in ast.walk(node) if hasattr(child, "lineno")])
+
+    def calls(self):
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Call):
+                yield self.room(node), dotted(node.func), node
+
+    def assert_only(self, rooms, pattern, rest=()):
+        """Calls that match PATTERN are made in ROOMS alone, REST being single exceptions."""
+        places = {(room, name) for room, name, _ in self.calls() if re.fullmatch(pattern, name)}
+        self.assertTrue(places, "nothing calls %s" % pattern)
+        strangers = {place for place in places if place[0] not in rooms} - set(rest)
+        self.assertEqual(strangers, set())
+
+    def test_rooms_stand_in_order(self):
+        self.assertEqual(["front door"] + [name for _, name in self.banners], list(ROOMS))
+
+    def test_size(self):
+        self.assertLessEqual(len(self.lines), 2200)
+        self.assertEqual([n for n, line in enumerate(self.lines, 1) if len(line) > 100], [])
+        sizes = sorted(self.last_line(node) - node.lineno + 1 for node in self.functions)
+        self.assertLessEqual(sizes[-1], 50)
+        self.assertLessEqual(sizes[len(sizes) // 2], 10)
+        self.assertNotIn(";", re.sub(r"\"[^\"\n]*\"|#.*|'[^'\n]*'", "", self.code_alone()))
+
+    def code_alone(self):
+        return re.sub(r'"""(?s:.*?)"""', "", self.source)
+
+    def test_names_refer_only_upward(self):
+        """A function may use what was defined above its own end: never what comes later."""
+        defined = {}
+        for node in self.tree.body:
+            names = [node.name] if hasattr(node, "name") else []
+            for target in node.targets if isinstance(node, ast.Assign) else []:
+                names += [name.id for name in ast.walk(target) if isinstance(name, ast.Name)]
+            for name in names:
+                defined.setdefault(name, node.lineno)
+        downward = [(name.id, name.lineno) for node in self.tree.body for name in ast.walk(node)
+                    if isinstance(name, ast.Name) and defined.get(name.id, 0) > name.lineno
+                    and name.id not in self.own_names(node)]
+        self.assertEqual(downward, [])
+
+    def own_names(self, node):
+        """What a function calls so itself: its parameters and the functions inside it."""
+        parts = list(ast.walk(node))
+        return ({part.arg for part in parts if isinstance(part, ast.arg)}
+                | {part.name for part in parts
+                   if isinstance(part, ast.FunctionDef) and part is not node})
+
+    def test_who_owns_what(self):
+        self.assert_only({"terminal"}, r"sys\.(stdout|stderr|stdin)\..*|input|getpass\..*|"
+                         r"webbrowser\..*|os\.execvpe|subprocess\..*")
+        self.assert_only({"files"}, r"open|os\.(open|replace|rename|unlink|mkdir|makedirs|chmod|"
+                         r"fchmod|fchown|fsync|listdir|ftruncate)|fcntl\..*|sqlite3\..*",
+                         [("terminal", "os.open"), ("terminal", "open"), ("http", "os.listdir")])
+        self.assert_only({"http"}, r"urllib\..*|ssl\..*|http\..*|socket\..*")
+        self.assert_only({"surroundings"}, r"os\.environ\..*|os\.path\.expanduser|os\.uname")
+        self.assertNotIn("print", {name for _, name, _ in self.calls()})
+        uses = {(self.room(node), dotted(node)) for node in ast.walk(self.tree)
+                if isinstance(node, ast.Attribute)}
+        self.assertEqual({room for room, name in uses if name == "os.environ"}, {"surroundings"})
+        self.assertEqual({room for room, name in uses if name == "sys.exit"}, {"main"})
+        streams = {"sys.stdin", "sys.stdout", "sys.stderr"}
+        self.assertEqual({room for room, name in uses if name in streams}, {"terminal"})
+
+    def imports(self):
+        for node in ast.walk(self.tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.name for alias in node.names]
+                for name in names if isinstance(node, ast.Import) else [node.module]:
+                    yield node, name.split(".")[0]
+
+    def test_only_the_standard_library_and_the_network_only_when_it_is_used(self):
+        self.assertEqual({name for _, name in self.imports()} - ALLOWED_MODULES, set())
+        for node, name in self.imports():
+            if node in self.tree.body:
+                self.assertNotIn(name, NETWORK_MODULES | {"typing", "hashlib", "getpass"})
+            elif name in NETWORK_MODULES and node.col_offset:
+                checked_only = node.lineno < self.banners[0][0]  # below `if TYPE_CHECKING`
+                quoting = isinstance(node, ast.ImportFrom) and node.module == "urllib.parse"
+                self.assertTrue(checked_only or quoting or self.room(node) == "http", node.lineno)
+
+    def test_errors_are_not_swallowed(self):
+        self.assertFalse([n for n in ast.walk(self.tree) if isinstance(n, ast.Assert)])
+        broad = []
+        for function in self.functions:
+            for node in ast.walk(function):
+                if isinstance(node, ast.ExceptHandler):
+                    self.assertIsNotNone(node.type, node.lineno)
+                    self.assertFalse(isinstance(node.body[0], ast.Pass), node.lineno)
+                    if dotted(node.type) == "Exception":
+                        broad.append(function.name)
+        # the thread of an exchange hands everything over to the one that waits for it
+        self.assertEqual(sorted(set(broad) - {"exchange"}), ["main", "run"])
+
+    def test_longer_functions_say_what_they_do(self):
+        bare = [node.name for node in self.functions if not ast.get_docstring(node)
+                and self.last_line(node) - node.lineno >= 20]
+        self.assertEqual(bare, [])
+
+    def test_every_function_is_typed(self):
+        untyped = [node.name for node in self.functions
+                   if node.returns is None or any(arg.annotation is None for arg in node.args.args
+                                                  if arg.arg != "self")]
+        self.assertEqual(untyped, [])
+
+    def test_four_files(self):
+        """At the top level, beside what git and CI need."""
+        known = {"llamactl.py", "test_llamactl.py", "README.md", "pyproject.toml",
+                 ".ci", ".git", ".gitignore"}
+        ignored = {"__pycache__", ".mypy_cache", ".ruff_cache", "build", "dist"}
+        found = {name for name in os.listdir(HERE) if not name.endswith(".egg-info")}
+        self.assertEqual(found - known - ignored, set())
+
+    def test_the_docstring_names_each_variable(self):
+        """The auditor's map is whole: what the file reads from the environment stands in it."""
+        read = set(re.findall(r'"((?:LLAMA|SSH|SSL|XDG|CURL|REQUESTS|WAYLAND)_?[A-Z_]+|APPDATA|CI|'
+                              r'TERM|DISPLAY)"', self.code_alone()))
+        self.assertIn("LLAMA_CLOUD_API_KEY", read)
+        missing = {name for name in read if name not in ast.get_docstring(self.tree)}
+        self.assertEqual(missing, set())
+
+
+# --------------------------------------------------------------------------------------------------
+# .env: independent readers, written from the rules of each program and not from llamactl.py
+# --------------------------------------------------------------------------------------------------
+
+ENV_NAMES = ("LLAMA_CLOUD_API_KEY", "LLAMA_CLOUD_BASE_URL", "LLAMA_AGENTS_PROJECT_ID")
+ENV_NEW = dict(zip(ENV_NAMES, ("llx-new_1.2+3", "https://api.example.com:8443/a", "p=%@,-9")))
+ENV_PROBE = "ENV_PROBE"
+ENV_UNSET = dict.fromkeys(ENV_NAMES + (ENV_PROBE,), "(unset)")
+GO_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+            + "".join(map(chr, range(0x2000, 0x200b))))
+
+
+DOTENV_SPACE = re.compile(r"\s*")
+DOTENV_REST = re.compile(r"[^\n]*\n?")
+DOTENV_EXPORT = re.compile(r"(?:export[^\S\n]+)?")
+DOTENV_NAME = re.compile(r"(?:(?=#)|'([^']+)'|([^=#\s']+[^=#\s]*))[^\S\n]*")
+DOTENV_EQUALS = re.compile(r"=[^\S\n]*")
+DOTENV_QUOTED = {  # whether the version is a recent one -> how a quoted value looks
+    True: re.compile(r"""'((?:\\.|[^'\\])*)'|"((?:\\.|[^"\\])*)\"""", re.DOTALL),
+    False: re.compile(r"""'((?:\\'|[^'])*)'|"((?:\\"|[^"])*)\""""),
+}
+DOTENV_BARE = re.compile(r"[^\n]*")
+DOTENV_END = re.compile(r"(?:[^\S\n]*#[^\n]*)?[^\S\n]*(?:\n|\Z)")
+DOTENV_VARIABLE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
+DOTENV_ESCAPES = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
+
+
+def read_as_dotenv(text, recent=True):
+    """python-dotenv's parser.py and variables.py: [(name, value or None)]; it refuses nothing.
+
+    RECENT: as of 1.2.4, which knows a BOM, an escaped backslash and `NAME= # comment`.
+    """
+    text = re.sub("\r\n?", "\n", text)  # it opens the file with universal newlines
+    pairs, known, at = [], {}, int(recent and text.startswith("\ufeff"))
+    while True:
+        at = DOTENV_SPACE.match(text, at).end()
+        if at == len(text):
+            return pairs
+        at, name, value = dotenv_binding(text, at, recent)
+        end = DOTENV_END.match(text, at)
+        at = (end or DOTENV_REST.match(text, at)).end()
+        if end and name:
+            if value:
+                value = DOTENV_VARIABLE.sub(
+                    lambda found: known.get(found.group(1)) or found.group(2) or "", value)
+            known[name] = value
+            pairs.append((name, value))
+
+
+def dotenv_binding(text, at, recent):
+    """(where it ended, name, value) of the binding at AT; if malformed, no line ends there."""
+    at = DOTENV_EXPORT.match(text, at).end()
+    found = DOTENV_NAME.match(text, at)
+    if not found:
+        return at, None, None
+    name, at = found.group(1) or found.group(2), found.end()
+    equals = DOTENV_EQUALS.match(text, at)
+    if not equals:
+        return at, name, None
+    at = equals.end()
+    if recent and text[at:at + 1] == "#" and len(equals.group()) > 1:
+        return at, name, ""
+    if text[at:at + 1] not in ("'", '"'):
+        found = DOTENV_BARE.match(text, at)
+        return found.end(), name, re.sub(r"\s+#.*", "", found.group()).rstrip()
+    found = DOTENV_QUOTED[recent].match(text, at)
+    if not found:
+        return at, name, None
+    escapes = r"\\([\\'])" if found.group(2) is None else r"\\([\\'\"abfnrtv])"
+    return found.end(), name, re.sub(
+        escapes, lambda one: DOTENV_ESCAPES.get(one.group(1), one.group(1)),
+        found.group(1) if found.group(2) is None else found.group(2))
+
+
+def read_as_docker(text):
+    """docker run --env-file, pkg/kvfile: [(name, value)]; None where it refuses the file."""
+    pairs = []
+    for number, line in enumerate(text.split("\n")):
+        line = line[:-1] if line.endswith("\r") else line
+        line = (line[1:] if number == 0 and line.startswith("\ufeff") else line).lstrip(GO_SPACE)
+        name, equals, value = line.partition("=")
+        if not line or line.startswith("#"):
+            continue
+        if not name or " " in name or "\t" in name:
+            return None
+        if equals:
+            pairs.append((name, value))
+    return pairs
+
+
+SYSTEMD_QUOTED = re.compile(
+    r"""[ \t]*(?:'([^']*)('|\Z)|"((?:[^"\\]|\\.)*)(?:"|\\?\Z))""", re.DOTALL)
+SYSTEMD_BARE = re.compile(r"[ \t]*((?:[^\r\n\\]|\\.)*)\\?", re.DOTALL)
+SYSTEMD_LINE = re.compile(r"[^\r\n]*")
+SYSTEMD_OLD_COMMENT = re.compile(r"(?:[^\r\n\\]|\\.)*\\?", re.DOTALL)
+SYSTEMD_KEY = re.compile(r"[^\r\n][^\r\n=]*")
+
+
+def read_as_systemd(text, recent=True):
+    """systemd's EnvironmentFile=, env-file.c: [(name, value)]; bad names are dropped.
+
+    Before version 254 (not RECENT) a backslash also continued a comment.
+    """
+    pairs, at = [], 0
+    while True:
+        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n"))
+        if at == len(text):
+            return pairs
+        if text[at] in "#;":
+            at = (SYSTEMD_LINE if recent else SYSTEMD_OLD_COMMENT).match(text, at).end()
+            continue
+        key = SYSTEMD_KEY.match(text, at)
+        at = key.end()
+        if text[at:at + 1] != "=":
+            continue
+        at, value = systemd_value(text, at + 1)
+        if re.match(r"[A-Za-z_][A-Za-z0-9_]*\Z", key.group().rstrip(" \t")):
+            pairs.append((key.group().rstrip(" \t"), value))
+
+
+def systemd_value(text, at):
+    """(where it ended, value): quoted parts, then a bare one, in which quotes mean nothing."""
+    value = ""
+    found = SYSTEMD_QUOTED.match(text, at)
+    while found:
+        value += found.group(1) or ""
+        value += re.sub(r"\\(.)", systemd_unescaped, found.group(3) or "", flags=re.DOTALL)
+        at = found.end()
+        found = SYSTEMD_QUOTED.match(text, at) if at < len(text) else None
+    found = SYSTEMD_BARE.match(text, at)
+    bare = found.group(1)
+    if not re.search(r"(?<!\\)(?:\\\\)*\\[ \t]?\Z", found.group()):
+        bare = bare.rstrip(" \t")
+    return found.end(), value + re.sub(
+        r"\\(.)", lambda one: one.group(1).strip("\r\n"), bare, flags=re.DOTALL)
+
+
+def systemd_unescaped(found):
+    """A backslash in double quotes: as in a shell."""
+    char = found.group(1)
+    return char if char in '"\\`$' else "" if char == "\n" else "\\" + char
+
+
+ENV_READERS = {
+    "python-dotenv": read_as_dotenv,
+    "python-dotenv before 1.2.4": lambda text: read_as_dotenv(text, recent=False),
+    "docker --env-file": read_as_docker,
+    "systemd": read_as_systemd,
+    "systemd before 254": lambda text: read_as_systemd(text, recent=False),
+}
+
+# A subshell for each file: a syntax error ends it before the record is printed. Nothing is in the
+# PATH, so that no line of a generated file can start a program.
+SHELL_LOOP = r"""
+i=0
+while [ $i -lt $1 ]; do
+    (
+        set -a
+        . ./f$i >/dev/null 2>&1
+        printf '%s\001%s\001%s\001%s\001%s\002' $i "${LLAMA_CLOUD_API_KEY-(unset)}" \
+            "${LLAMA_CLOUD_BASE_URL-(unset)}" "${LLAMA_AGENTS_PROJECT_ID-(unset)}" \
+            "${ENV_PROBE-(unset)}"
+    ) 2>/dev/null
+    i=$((i+1))
+done
+"""
+
+
+def read_by_shells(texts):
+    """What a real `sh` makes of each text: {name: value}, or None where it refuses the file."""
+    half = (len(texts) + 1) // 2
+    with tempfile.TemporaryDirectory() as folder:
+        shells = []
+        for number, part in enumerate((texts[:half], texts[half:])):
+            place = os.path.join(folder, str(number))
+            os.mkdir(place)
+            for index, text in enumerate(part):
+                with open(os.path.join(place, "f%d" % index), "wb") as file:
+                    file.write(text.encode("utf-8"))
+            shells.append((len(part), subprocess.Popen(
+                ["/bin/sh", "-c", SHELL_LOOP, "sh", str(len(part))], cwd=place,
+                env={"PATH": "/nonexistent"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)))
+        read = []
+        for count, shell in shells:
+            out = shell.communicate()[0].decode("utf-8", "replace")
+            records = (record.split("\1") for record in out.split("\2")[:-1])
+            found = {fields[0]: dict(zip(ENV_NAMES + (ENV_PROBE,), fields[1:]))
+                     for fields in records}
+            read += [found.get(str(index)) for index in range(count)]
+    return read
+
+
+def last_values(pairs):
+    """The value that wins for each of our names and for the probe."""
+    return dict(ENV_UNSET, **{
+        name: value for name, value in pairs or () if name in ENV_UNSET})
+
+
+def with_env_probe(text):
+    """TEXT and behind it, as carefully as can be, lines that a reader sees if it got so far."""
+    ends = re.findall("\r\n|\n|\r", text) or ["\n"]
+    ending = "\n" if "\n" in ends else ends[0]  # every reader knows the bare line feed
+    return text + ending * 2 + ENV_PROBE + "=early" + ending + ENV_PROBE + "=seen" + ending
+
+
+# --------------------------------------------------------------------------------------------------
+# .env: the generator. Each piece brings what must stand there afterwards, so that the expected file
+# is put together and never computed from the generated one.
+# --------------------------------------------------------------------------------------------------
+
+# `lines`: the text, "\n" for a line end. `after`: the same afterwards, "\0" for a line end that is
+# new. `name`, `value`: what it assigns, if it is one of ours.
+EnvPiece = collections.namedtuple("EnvPiece", "lines after name value")
+
+FOREIGN_LINES = (
+    "", "", "   ", "\t", "# a comment", "#LLAMA_CLOUD_API_KEY=commented out",
+    "  # LLAMA_CLOUD_BASE_URL='commented", "# it's", '# say "', "# ends in a backslash \\",
+    "FOO=bar", "export FOO=bar", "FOO=a=b=c", "FOO=a#b", "FOO=a # b", "FOO = spaced", "FOO=",
+    "FOO='a b' # c", "FOO='#'", 'FOO="a \\" b"', 'FOO="a\\\\"', "FOO='a\\'", 'FOO="it\'s" # "',
+    "FOO=it\\'s", "FOO=a\\\\", "just words", "LLAMA_CLOUD_API_KEY", "export LLAMA_CLOUD_API_KEY",
+    "MY_LLAMA_CLOUD_API_KEY=mine", "LLAMA_CLOUD_API_KEY_2=second", "LLAMA_CLOUD_API_KEY.x=1",
+    "llama_cloud_api_key=lower", "FOO=LLAMA_CLOUD_API_KEY=x", "FOO='LLAMA_CLOUD_BASE_URL=x'",
+    "\u00dcML\u00c4UT=\u00df\u00e9\u0301", "FOO=\U0001f600\u202e\u200b", "FOO=a\u2028b",
+    "FOO=\ufeff",
+    "FOO=a\x0bLLAMA_CLOUD_API_KEY=x", "FOO=a\x0cLLAMA_AGENTS_PROJECT_ID=x",
+    "FOO=a\x85LLAMA_CLOUD_BASE_URL=x", "FOO=a\u2028LLAMA_CLOUD_BASE_URL=x", "FOO=\x1b[31m",
+    "FOO=x LLAMA_CLOUD_API_KEY=y", "LLAMA_CLOUD_API_KEY: yaml", "[section]", "=nameless",
+)
+FOREIGN_BLOCKS = (  # values of several lines, with a line inside that is no assignment
+    'FOO="one\n%s\nthree"', "FOO='one\n%s\nthree'", 'export FOO="\n%s\n" # behind',
+    'FOO="a \\"quoted\\" word\n%s\n"', 'FOO="it\'s\n%s\n\\\\"', "FOO='say \"\n%s\n'",
+    'FOO = "# no comment\n\n%s\n#"', "FOO='\\\n%s\n'", '  FOO="x\n  export %s"',
+)
+OPEN_LINES = ("FOO=%sopen", "export FOO=%sopen # end", "FOO=%s")
+# before, after: NAME, the OLD value, QUOTE for one that is left open
+OWN_LINES = (
+    ("NAME=OLD", "NAME=NEW"), ("NAME=OLD", "NAME=NEW"), ("NAME=", "NAME=NEW"),
+    ("export NAME=OLD", "export NAME=NEW"), ("export \t NAME=OLD", "export \t NAME=NEW"),
+    ("  NAME=OLD", "  NAME=NEW"), ("\texport NAME='OLD'", "\texport NAME=NEW"),
+    ("NAME =OLD", "NAME=NEW"), ("NAME= OLD", "NAME=NEW"), ("NAME=OLD  ", "NAME=NEW"),
+    ("NAME='OLD'", "NAME=NEW"), ('NAME="OLD"', "NAME=NEW"), ("NAME='OLD # b'", "NAME=NEW"),
+    ("NAME=OLD#b", "NAME=NEW"), ('NAME="a \\" OLD"', "NAME=NEW"), ('NAME="\\\\"', "NAME=NEW"),
+    ("NAME=OLD # why", "# why\0NAME=NEW"), ("NAME='OLD' # it's", "# it's\0NAME=NEW"),
+    ('NAME="OLD"\t# say "', '# say "\0NAME=NEW'), ('NAME="OLD # b" # c', "# c\0NAME=NEW"),
+    ("export NAME=OLD #", "#\0export NAME=NEW"), ("NAME=OLD #a # b", "#a # b\0NAME=NEW"),
+    ('NAME="OLD\nMINE"', "NAME=NEW"), ("NAME='OLD\n# no\nMINE' # c", "# c\0NAME=NEW"),
+    ("NAME='\n\nOLD'", "NAME=NEW"), ("NAME=QUOTEOLD", "NAME=NEW"), ("NAME= QUOTEOLD", "NAME=NEW"),
+)
+
+
+def env_piece(rng, tail):
+    """A piece that may stand before the text TAIL: no quote left open that TAIL would close."""
+    kind = rng.random()
+    name = rng.choice(ENV_NAMES)
+    quotes = [quote for quote in "'\"" if quote not in tail]
+    if kind < 0.40:
+        line = rng.choice(FOREIGN_LINES)
+        return EnvPiece(line, line, None, None)
+    if kind < 0.52:
+        lines = rng.choice(FOREIGN_BLOCKS) % (name + "=not this one")
+        return EnvPiece(lines, lines, None, None)
+    if kind < 0.60:
+        quote = rng.choice(quotes + [""])
+        line = rng.choice(OPEN_LINES) % quote
+        return EnvPiece(line, line, None, None)
+    old = "old%d" % rng.randrange(10 ** 6)
+    before, after = rng.choice(OWN_LINES)
+    if "QUOTE" in before and not quotes:
+        before, after = OWN_LINES[0]
+    quote = rng.choice(quotes) if "QUOTE" in before else None
+    texts = [
+        text.replace("NAME", name).replace("OLD", old).replace("QUOTE", quote or "")
+        .replace("NEW", ENV_NEW[name]).replace("MINE", rng.choice(ENV_NAMES) + "=inner")
+        for text in (before, after)]
+    return EnvPiece(texts[0], texts[1], name, own_value(texts[0]))
+
+
+def own_value(line):
+    """The value in a line of OWN_LINES, as every reader that can read it agrees."""
+    value = line.partition("=")[2].strip()
+    quoted = re.match(r"""'([^']*)'|"((?:[^"\\]|\\.)*)\"""", value, re.DOTALL)
+    if not quoted:
+        return re.sub(r"\s+#.*", "", value)
+    return quoted.group(1) or re.sub(r"\\(.)", r"\1", quoted.group(2) or "")
+
+
+EnvSample = collections.namedtuple("EnvSample", "before after values")
+
+
+def env_samples(count, seed):
+    """COUNT files: before, after (as is_expected_env() reads it), the old values."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        pieces, tail = [], ""
+        for _ in range(rng.choice((0, 1, 1, 2, 3, 4, 5, 6, 8, 11))):
+            piece = env_piece(rng, tail)
+            pieces.insert(0, piece)
+            tail = piece.lines + "\n" + tail
+        endings = rng.choice((("\n",),) * 6 + (("\r\n",),) * 2 + (("\r",), ("\n", "\r\n")))
+        marked = "\1".join(piece.lines.replace("\n", "\1") for piece in pieces)
+        ends = [rng.choice(endings) for _ in range(marked.count("\1") + 1)]
+        last = ends.pop() * (rng.random() < 0.75 and bool(pieces))
+        # behind a BOM a moved comment is none to a shell; what it is before is no better
+        bom = "\ufeff" if rng.random() < 0.1 and pieces and "\0" not in pieces[0].after else ""
+        before = bom + put_ends(marked, ends) + last
+        after = bom + ended_as_before(pieces, ends) + last
+        values = {piece.name: piece.value for piece in pieces if piece.name}
+        new = [name + "=" + ENV_NEW[name] for name in ENV_NAMES if name not in values]
+        # a blank line may end what a backslash would continue
+        gap = "\2" if new and before.rstrip("\r\n").endswith("\\") else ""
+        if new and (not before or before.endswith(("\r", "\n"))):
+            after += gap + "\0".join(new) + "\0"
+        elif new:
+            after += "\0" + gap + "\0".join(new)
+        yield EnvSample(before, after, values)
+
+
+def put_ends(marked, ends):
+    return "".join(itertools.chain(*itertools.zip_longest(marked.split("\1"), ends, fillvalue="")))
+
+
+def ended_as_before(pieces, ends):
+    """The pieces as they are afterwards, each line end between them as it was before."""
+    text, ends = "", list(ends)
+    for number, piece in enumerate(pieces):
+        inner = [ends.pop(0) for _ in range(piece.lines.count("\n"))]
+        text += put_ends(piece.after.replace("\n", "\1"), inner if "\n" in piece.after else [])
+        text += ends.pop(0) if number < len(pieces) - 1 else ""
+    return text
+
+
+def is_expected_env(expected, text):
+    """Whether TEXT is EXPECTED: "\0" is a line end of any kind, "\2" is one or nothing."""
+    if "\2" in expected:
+        return any(is_expected_env(expected.replace("\2", end), text) for end in ("", "\0"))
+    parts = expected.split("\0")
+    if not text.startswith(parts[0]):
+        return False
+    at = len(parts[0])
+    for part in parts[1:]:
+        end = re.compile("\r\n|\n|\r").match(text, at)
+        if not end or not text.startswith(part, end.end()):
+            return False
+        at = end.end() + len(part)
+    return at == len(text)
+
+
+SOUP = (
+    "FOO", "FOO=", "'", '"', "'", '"', "\\", "\\", "=", " ", " ", "#", " # ", "export ", "x", "y z",
+    "\n", "\n", "\n", "\n", "\n", "\r\n", "\r", "\t", "\u2028", "\ufeff",
+) + tuple(name + "=" for name in ENV_NAMES) + ENV_NAMES + tuple("\n%s=old" % n for n in ENV_NAMES)
+
+
+def env_soups(count, seed):
+    """Files of random tokens, most of them nonsense that no reader likes."""
+    rng = random.Random(seed)
+    return ["".join(rng.choice(SOUP) for _ in range(rng.randrange(1, 24))) for _ in range(count)]
+
+
+class EnvText(unittest.TestCase):
+    """updated_env(): generated files, and each sentence about the text by an example."""
+
+    maxDiff = None
+
+    def updated(self, text):
+        return llamactl.updated_env(text, dict(ENV_NEW))
+
+    def test_generated_files_keep_all_but_the_three_assignments(self):
+        for sample in env_samples(4000, "files"):
+            after = self.updated(sample.before)
+            if not is_expected_env(sample.after, after):
+                self.assertEqual(sample.after, after, "from %r" % sample.before)
+            if self.updated(after) != after:
+                self.assertEqual(after, self.updated(after), "twice from %r" % sample.before)
+
+    def check_reader(self, reader, sample, read, after):
+        """AFTER, what READER read of the file after the update; True if it could READ it before."""
+        could = dict(ENV_UNSET, **dict(sample.values, **{ENV_PROBE: "seen"}))
+        if read != could:
+            return False
+        # older versions look for the end of such a value further down, and sometimes find one
+        if "1.2.4" in reader and "\\\\\"" in sample.before:
+            return False
+        # a comment that moves leaves its carriage return, which hid in it, to the value
+        if reader == "sh" and re.search("#.*\r", sample.before):
+            return False
+        wanted = dict(ENV_UNSET, **ENV_NEW)
+        if after != wanted:
+            self.assertEqual(wanted, after, "%s: %r became %r" % (
+                reader, sample.before, self.updated(sample.before)))
+        return True
+
+    def test_generated_files_read_back_in_every_reader_that_could_read_them(self):
+        counts = collections.Counter()
+        for sample in env_samples(3000, "readers"):
+            probed, after = with_env_probe(sample.before), self.updated(sample.before)
+            for reader, read in ENV_READERS.items():
+                counts[reader] += self.check_reader(
+                    reader, sample, last_values(read(probed)), last_values(read(after)))
+        # the generator must not become so wild that nobody reads its files
+        self.assertGreater(min(counts[reader] for reader in ENV_READERS), 500, counts)
+
+    def test_generated_files_read_back_in_a_shell_that_could_read_them(self):
+        samples = list(env_samples(1000, "shells"))
+        texts = [(with_env_probe(sample.before), self.updated(sample.before)) for sample in samples]
+        read = read_by_shells(list(itertools.chain(*texts)))
+        count = sum(self.check_reader("sh", *both)
+                    for both in zip(samples, read[::2], read[1::2]))
+        self.assertGreater(count, 250)
+
+    def test_nonsense_is_kept_and_the_second_update_changes_nothing(self):
+        wanted = dict(ENV_UNSET, **ENV_NEW)
+        for text in env_soups(4000, "soup"):
+            after = self.updated(text)
+            if self.updated(after) != after:
+                self.assertEqual(after, self.updated(after), "twice from %r" % text)
+            if re.search("['\"\\\\\ufeff\u2028]", text):
+                continue
+            lines = set(re.split("[\r\n]", after))
+            for line in re.split("[\r\n]", text):
+                if "LLAMA" not in line:
+                    self.assertIn(line, lines, "%r became %r" % (text, after))
+            known = last_values(read_as_dotenv(with_env_probe(text)))
+            for reader, read in ENV_READERS.items():
+                # what is no probe to one of them, or has no value, is nobody's assignment
+                is_clear = None not in known.values() and not re.search("\r(?!\n)", text)
+                if is_clear and last_values(read(with_env_probe(text))) == known:
+                    self.assertEqual(wanted, last_values(read(after)), "%s: %r" % (reader, text))
+
+    def test_by_example(self):
+        key, url, project = (name + "=" + ENV_NEW[name] for name in ENV_NAMES)
+        both = url + "\n" + project + "\n"
+        for before, after in (
+            # appended
+            ("", key + "\n" + both),
+            ("A=1\n", "A=1\n" + key + "\n" + both),
+            ("A=1", "A=1\n" + key + "\n" + url + "\n" + project),
+            ("A=1\r\n", "A=1\r\n" + "".join(line + "\r\n" for line in (key, url, project))),
+            ("A=1\r\nB=2", "A=1\r\nB=2\r\n" + "\r\n".join((key, url, project))),
+            ("A=1\rB=2\r", "A=1\rB=2\r" + "".join(line + "\r" for line in (key, url, project))),
+            ("\ufeffA=1\n", "\ufeffA=1\n" + key + "\n" + both),
+            # updated where they stand
+            ("LLAMA_CLOUD_API_KEY=a\nB=2\n", key + "\nB=2\n" + both),
+            ("\ufeffLLAMA_CLOUD_API_KEY=a\n", "\ufeff" + key + "\n" + both),
+            ("LLAMA_CLOUD_API_KEY=a\nLLAMA_CLOUD_API_KEY=b\n", key + "\n" + key + "\n" + both),
+            ("export LLAMA_CLOUD_API_KEY=a\n", "export " + key + "\n" + both),
+            # a hash makes a comment only behind white space
+            ("LLAMA_CLOUD_API_KEY=a # b\n", "# b\n" + key + "\n" + both),
+            ("LLAMA_CLOUD_API_KEY=a#b\n", key + "\n" + both),
+            ("LLAMA_CLOUD_API_KEY='a # b' # c\n", "# c\n" + key + "\n" + both),
+            ("LLAMA_CLOUD_API_KEY=#secret\n", key + "\n" + both),
+            # text inside a quoted value of several lines, and behind it
+            ("A='\n%s\n'\n" % "LLAMA_CLOUD_API_KEY=a",
+             "A='\nLLAMA_CLOUD_API_KEY=a\n'\n" + key + "\n" + both),
+            ("A=\"\\\"\n%s\n\"\nLLAMA_CLOUD_API_KEY=b\n" % "LLAMA_CLOUD_API_KEY=a",
+             "A=\"\\\"\nLLAMA_CLOUD_API_KEY=a\n\"\n" + key + "\n" + both),
+            ("A=\"one \\\ntwo\"\nLLAMA_CLOUD_API_KEY=b\n",
+             "A=\"one \\\ntwo\"\n" + key + "\n" + both),
+            ("A='\\\n'\nLLAMA_CLOUD_API_KEY=b\n", "A='\\\n'\n" + key + "\n" + both),
+            # an unterminated quote makes an ordinary line
+            ("A='\nLLAMA_CLOUD_API_KEY=a\n", "A='\n" + key + "\n" + both),
+            ("A=\"\\\"\nLLAMA_CLOUD_API_KEY=a\n", "A=\"\\\"\n" + key + "\n" + both),
+            ("LLAMA_CLOUD_API_KEY=\"a\nB=2\n", key + "\nB=2\n" + both),
+            # what only looks like one of ours
+            ("#LLAMA_CLOUD_API_KEY=a\nXLLAMA_CLOUD_API_KEY=b\nLLAMA_CLOUD_API_KEY\n",
+             "#LLAMA_CLOUD_API_KEY=a\nXLLAMA_CLOUD_API_KEY=b\nLLAMA_CLOUD_API_KEY\n"
+             + key + "\n" + both),
+            ("A=\x00\x85\u2028LLAMA_CLOUD_API_KEY=a\n",
+             "A=\x00\x85\u2028LLAMA_CLOUD_API_KEY=a\n" + key + "\n" + both),
+            # mixed line ends: no line too many, the last character is no part of a CRLF
+            ("A=1\r\nB='a\\'\n", "A=1\r\nB='a\\'\n\0".replace("\0", key + "\n" + both)),
+        ):
+            with self.subTest(before=before):
+                got = self.updated(before)
+                if "\r\nB='a" in before:  # which line end is new lines' is tested by readers below
+                    got = got[:len(before)] + got[len(before):].replace("\r\n", "\n")
+                self.assertEqual(after, got)
+
+    def test_a_line_that_is_continued_does_not_swallow_ours(self):
+        wanted = dict(ENV_UNSET, **ENV_NEW)
+        for before in ("A=1\\", "A=1\\\n", "A=1\\\r\n", "A=1\n# c\\", "A=1\n# c\\\n",
+                       "A=1 \\\\\\\n"):
+            after = self.updated(before)
+            self.assertTrue(after.startswith(before))
+            self.assertEqual(after, self.updated(after))
+            for reader, read in ENV_READERS.items():
+                with self.subTest(before=before, reader=reader):
+                    self.assertEqual(wanted, last_values(read(after)), repr(after))
+            with self.subTest(before=before, reader="sh"):
+                known = read_by_shells([after.replace("\r\n", "\n")])[0]
+                self.assertEqual(wanted, known, repr(after))
+
+    def test_a_value_that_a_backslash_continues_is_updated_once_and_for_all(self):
+        # a shell and systemd read two lines as one, python-dotenv and Docker read two
+        for before in (
+            "LLAMA_CLOUD_API_KEY=old\\\nLLAMA_AGENTS_PROJECT_ID=p\n",
+            "LLAMA_CLOUD_API_KEY=old # c\\\nLLAMA_AGENTS_PROJECT_ID=p\n",
+            "LLAMA_CLOUD_API_KEY='old'\\\nLLAMA_AGENTS_PROJECT_ID=p\nB=2\n",
+        ):
+            with self.subTest(before=before):
+                after = self.updated(before)
+                self.assertEqual(after, self.updated(after))
+                for reader in ("python-dotenv", "docker --env-file"):
+                    self.assertEqual(dict(ENV_UNSET, **ENV_NEW),
+                                     last_values(ENV_READERS[reader](after)), repr(after))
+
+    def test_the_last_assignment_is_new_behind_a_folder_of_windows(self):
+        # to python-dotenv and Docker the backslash is a part of A's value, nothing else
+        after = self.updated("LLAMA_CLOUD_API_KEY=a\nA=C:\\dir\\\nLLAMA_CLOUD_API_KEY=b\n")
+        for reader in ("python-dotenv", "python-dotenv before 1.2.4", "docker --env-file"):
+            with self.subTest(reader=reader):
+                self.assertEqual(dict(ENV_UNSET, **ENV_NEW),
+                                 last_values(ENV_READERS[reader](after)), repr(after))
+
+    def test_a_stray_carriage_return_does_not_decide_how_new_lines_end(self):
+        # a shell and Docker know the line feed alone; they could read these files
+        for before in ("A=1\rB\nC=3\n", "# a\r# b\nLLAMA_CLOUD_API_KEY=a # c\n", "A=1\r\nB=2\n"):
+            after = self.updated(before)
+            wanted = dict(ENV_UNSET, **ENV_NEW)
+            with self.subTest(before=before):
+                self.assertEqual(wanted, read_by_shells([after])[0], repr(after))
+                self.assertEqual(wanted, last_values(read_as_docker(after)))
+
+    def test_a_huge_file(self):
+        line = "VARIABLE_%d='some value' # and \"a comment\"\n"
+        half = "".join(line % number for number in range(50000))
+        after = self.updated(half + "LLAMA_CLOUD_API_KEY=old\n" + half[:-1])
+        new = [name + "=" + ENV_NEW[name] for name in ENV_NAMES]
+        self.assertEqual("".join((half, new[0], "\n", half, new[1], "\n", new[2])), after)
+
+    def test_a_huge_value_and_a_great_many_open_quotes(self):
+        for text in ("A=\"" + "\\\"\n" * 300000 + "\"\n", "A='" + "\n" * 300000 + "'\n",
+                     "A=\"\\\"\n" * 30000, "A='\nB=\"\n" * 20001 + "\"'\n"):
+            after = self.updated(text)
+            self.assertEqual(text, after[:len(text)])
+            self.assertEqual(self.updated(""), after[len(text):])
+
+
+ENV_VALUES = (
+    "a", "llx-0.9_/:@%+,=-Z", "$HOME", "${HOME}", "$", "'", '"', "\\", "`id`", "#", "a#b", ";", "&",
+    "a;b&c|d", "(", "~", "~root", "*", "!", "{a,b}", "[x]", "<>", "it's", 'say"so"', "a\\n", "\\\\",
+    "it's$HOME", "it's`id`", "it's${HOME}", "\\$HOME", "'\"", "\"'$`\\", "a\\'b", "\\'", "a=b", "=",
+    "-", "--help", "^", "?", "a'\"b", "\\t\\x41", "%n", "@", "'a'", '"a"', "'a", '"a', "$(id)",
+    "a$", "${A:-b}", "'${HOME}", "key\\",
+)
+
+
+class EnvValues(unittest.TestCase):
+    """env_value(): who reads it, and who is named as unable to, is the same."""
+
+    def text_of(self, value):
+        lines = ["%s=%s" % (name, llamactl.env_value(value)[0]) for name in ENV_NAMES]
+        return "\n".join(["A=1"] + lines + ['Z="last"', ""])
+
+    def values(self):
+        rng = random.Random("values")
+        signs = [chr(code) for code in range(33, 127)]
+        short = ["".join(rng.choice("'\"\\$`#{}a") for _ in range(rng.randrange(1, 7)))
+                 for _ in range(300)]
+        return list(ENV_VALUES) + signs + short + ["x" + sign + "y" for sign in signs]
+
+    def test_every_reader_that_is_not_named_reads_it(self):
+        for value in self.values():
+            named = llamactl.env_value(value)[1]
+            text = self.text_of(value)
+            wanted = dict.fromkeys(ENV_NAMES, value)
+            for reader, read in ENV_READERS.items():
+                if not any(reader.startswith(name) or name.startswith(reader) for name in named):
+                    known = last_values(read(text))
+                    del known[ENV_PROBE]
+                    self.assertEqual(wanted, known, "%s does not read %r" % (reader, text))
+
+    def test_every_reader_that_is_named_cannot_read_it(self):
+        for value in ENV_VALUES:
+            for name in llamactl.env_value(value)[1]:
+                readers = [reader for reader in ENV_READERS if reader.startswith(name[:10])]
+                self.assertTrue(readers, name)
+                known = [last_values(ENV_READERS[each](self.text_of(value))) for each in readers]
+                self.assertTrue(any(one[ENV_NAMES[0]] != value for one in known),
+                                "%s reads %r well" % (name, value))
+
+    def test_a_shell_reads_every_value(self):
+        values = self.values()
+        for value, known in zip(values, read_by_shells([self.text_of(one) for one in values])):
+            wanted = dict(dict.fromkeys(ENV_NAMES, value), **{ENV_PROBE: "(unset)"})
+            self.assertEqual(wanted, known, value)
+
+    def test_a_safe_value_is_bare(self):
+        for value in ("llx-abcXYZ_019", "https://api.cloud.llamaindex.ai", "http://[::1]:8000"[:4],
+                      "proj-1.2", "0d5a1e2c-1111-4222-8333-444455556666"):
+            self.assertEqual((value, []), tuple(llamactl.env_value(value)))
+
+
+class EnvFile(Case):
+    """`auth inject`: what happens to the file."""
+
+    def setUp(self):
+        super().setUp()
+        self.url = "https://api.example.test"
+        self.with_profile()
+        self.path = os.path.join(self.home, "app.env")
+        self.lines = ["LLAMA_CLOUD_API_KEY=" + KEY, "LLAMA_CLOUD_BASE_URL=" + self.url,
+                      "LLAMA_AGENTS_PROJECT_ID=proj-alpha"]
+        self.text = "\n".join(self.lines) + "\n"
+
+    def inject(self, *argv, code=0, path=None, **options):
+        result = self.call("auth", "inject", "--env-file", path or self.path, *argv, **options)
+        self.assertEqual(code, result.code, result.err)
+        if code:
+            self.assertTrue(result.err.startswith("error: "), result.err)
+            self.assertLessEqual(result.err.count("\n"), 2)
+        if not options.get("sings"):
+            self.assertEqual("", result.out)
+        return result
+
+    def write(self, content, mode=0o600, path=None):
+        path = path or self.path
+        with open(path, "wb") as file:
+            file.write(content)
+        os.chmod(path, mode)
+        os.utime(path, ns=(10 ** 18, 10 ** 18))
+        return path
+
+    def read(self, path=None):
+        with open(path or self.path, "rb") as file:
+            return file.read()
+
+    def mode(self, path=None):
+        return stat.S_IMODE(os.stat(path or self.path).st_mode)
+
+    def test_a_new_file_is_private_whatever_the_umask(self):
+        for umask in (0o000, 0o022, 0o077):
+            with self.subTest(umask=umask):
+                path = os.path.join(self.home, "%o.env" % umask)
+                before = os.umask(umask)
+                try:
+                    result = self.inject(path=path)
+                finally:
+                    os.umask(before)
+                self.assertEqual(0o600, self.mode(path))
+                self.assertEqual(sorted(self.lines), sorted(self.read(path).decode().split()))
+                self.assertNotIn("warning", result.err)
+
+    def test_the_mode_is_kept_and_one_that_lets_others_read_is_warned_about(self):
+        for mode, warned in ((0o600, False), (0o400, False), (0o700, False), (0o640, True),
+                             (0o644, True), (0o604, True), (0o444, True), (0o666, True)):
+            with self.subTest(mode=oct(mode)):
+                self.write(b"A=1\n", mode)
+                result = self.inject()
+                self.assertEqual(mode, self.mode())
+                self.assertEqual(("A=1\n" + self.text).encode(), self.read())
+                self.assertEqual(warned, "warning" in result.err, result.err)
+                if warned:
+                    self.assertIn("app.env", result.err)
+
+    def test_bytes_survive(self):
+        for before in (b"\xef\xbb\xbfA=\xc3\xa4\r\n", b"A=1\r\n\r\n# c", b"A=\x00\x1b\x7f\r\n"):
+            with self.subTest(before=before):
+                self.write(before)
+                self.inject()
+                self.assertTrue(self.read().startswith(before))
+                self.assertEqual(len(before.splitlines()) + 3, self.read().count(b"\r\n")
+                                 + (not before.endswith(b"\n")))
+
+    def test_it_is_written_whole_by_a_rename(self):
+        self.write(b"A=1\n")
+        other = os.path.join(self.home, "other.env")
+        os.link(self.path, other)
+        self.inject()
+        self.assertEqual(b"A=1\n", self.read(other))
+        self.assertEqual(("A=1\n" + self.text).encode(), self.read())
+        self.assertEqual({"app.env", "other.env", "conf"}, set(os.listdir(self.home)))
+
+    def test_nothing_changes_nothing_is_touched(self):
+        self.write(b"# mine\r\nA='1")
+        self.inject()
+        content = self.read()
+        os.utime(self.path, ns=(10 ** 18, 10 ** 18))
+        before = os.stat(self.path)
+        folder = os.stat(self.home)
+        self.inject()
+        after = os.stat(self.path)
+        self.assertEqual((before.st_ino, before.st_mtime_ns, before.st_ctime_ns),
+                         (after.st_ino, after.st_mtime_ns, after.st_ctime_ns))
+        self.assertEqual(folder.st_mtime_ns, os.stat(self.home).st_mtime_ns)
+        self.assertEqual(content, self.read())
+
+    def test_a_symlink_is_followed_and_kept(self):
+        os.mkdir(os.path.join(self.home, "real"))
+        target = self.write(b"A=1\n", path=os.path.join(self.home, "real", "target.env"))
+        middle = os.path.join(self.home, "middle.env")
+        os.symlink(os.path.join("real", "target.env"), middle)
+        os.symlink("middle.env", self.path)
+        self.inject()
+        self.assertEqual("middle.env", os.readlink(self.path))
+        self.assertEqual(os.path.join("real", "target.env"), os.readlink(middle))
+        self.assertEqual(("A=1\n" + self.text).encode(), self.read(target))
+        self.assertEqual(["target.env"], os.listdir(os.path.join(self.home, "real")))
+
+    def test_a_symlink_to_nothing_gets_its_target(self):
+        os.symlink(os.path.join("missing", "target.env"), self.path)
+        self.inject()
+        self.assertTrue(os.path.islink(self.path))
+        target = os.path.join(self.home, "missing", "target.env")
+        self.assertEqual(self.text.encode(), self.read(target))
+        self.assertEqual(0o600, self.mode(target))
+
+    def test_missing_parents_are_made(self):
+        path = os.path.join(self.home, "a", "b c", "new.env")
+        self.inject(path=path)
+        self.assertEqual(self.text.encode(), self.read(path))
+
+    def test_the_default_is_dot_env_here(self):
+        result = self.process("auth", "inject")
+        self.assertEqual((0, ""), (result.code, result.out), result.err)
+        self.assertEqual(self.text.encode(), self.read(os.path.join(self.home, ".env")))
+
+    def test_what_is_no_regular_file_is_refused(self):
+        # never a device of the system here: run as root, a broken program would replace it
+        folder, loop, door = (
+            os.path.join(self.home, name) for name in ("folder.env", "loop.env", "door.env"))
+        file = self.write(b"A=1\n")
+        os.mkdir(folder)
+        os.symlink("loop.env", loop)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(door)
+        for path in (folder, loop, door, os.path.join(file, "x.env")):
+            with self.subTest(path=path):
+                result = self.inject(code=1, path=path)
+                self.assertIn(os.path.basename(path), result.err)
+        self.assertEqual([], os.listdir(folder))
+        self.assertTrue(stat.S_ISSOCK(os.stat(door).st_mode))
+        self.assertEqual(b"A=1\n", self.read())
+
+    def test_a_fifo_is_refused_and_not_waited_for(self):
+        os.mkfifo(self.path)
+        result = self.process("auth", "inject", "--env-file", self.path, timeout=10)
+        self.assertEqual((1, ""), (result.code, result.out))
+        self.assertRegex(result.err, r"\Aerror: .*app\.env.*\n\Z")
+        self.assertTrue(stat.S_ISFIFO(os.stat(self.path).st_mode))
+
+    def test_what_is_not_utf_8_is_refused_and_left(self):
+        for content in (b"A=\xff\n", b"\xff\xfeA\x00=\x00", b"A=\xed\xa0\x80\n", b"A=1\n\xc3"):
+            with self.subTest(content=content):
+                self.write(content)
+                inode = os.stat(self.path).st_ino
+                result = self.inject(code=1)
+                self.assertIn("UTF-8", result.err)
+                self.assertIn("app.env", result.err)
+                self.assertEqual((content, inode, 10 ** 18), (
+                    self.read(), os.stat(self.path).st_ino, os.stat(self.path).st_mtime_ns))
+
+    def test_in_place_only_where_a_rename_cannot_be(self):
+        for number in (errno.EBUSY, errno.EXDEV):
+            with self.subTest(errno=errno.errorcode[number]):
+                # longer than what replaces it: nothing of it may stick out behind
+                self.write(b"LLAMA_CLOUD_API_KEY='" + b"long" * 99 + b"'\n", 0o640)
+                inode = os.stat(self.path).st_ino
+                with unittest.mock.patch("os.replace", side_effect=OSError(number, "no rename")):
+                    result = self.inject()
+                self.assertEqual(self.text.encode(), self.read())
+                self.assertEqual((inode, 0o640), (os.stat(self.path).st_ino, self.mode()))
+                self.assertRegex(result.err, "warning: .*app.env.*crash")
+                self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
+
+    def test_a_rename_that_fails_for_another_reason_loses_nothing(self):
+        self.write(b"A=1\n")
+        with unittest.mock.patch("os.replace", side_effect=OSError(errno.ENOSPC, "disk full")):
+            result = self.inject(code=1)
+        self.assertIn("app.env", result.err)
+        self.assertEqual(b"A=1\n", self.read())
+        self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
+
+    def test_a_value_that_needs_quotes_gets_them_and_a_warning(self):
+        for key, named in (("llx-CANARY$0123456789", ("docker",)),
+                           ("llx-CANARY-it's-${A}-0123", ("docker", "python-dotenv"))):
+            with self.subTest(key=key):
+                self.with_profile(key=key)
+                result = self.inject()
+                for name in named:
+                    self.assertRegex(result.err, "warning: LLAMA_CLOUD_API_KEY .*" + name)
+                self.assertEqual(len(named) == 2, "python-dotenv" in result.err)
+                known = read_by_shells([self.read().decode()])[0]
+                self.assertEqual(key, known["LLAMA_CLOUD_API_KEY"])
+                self.assertNotIn("warning", self.inject(env={"X": "1"}).err.replace(
+                    "warning: LLAMA_CLOUD_API_KEY", ""))
+
+    def test_a_dash_prints_the_lines(self):
+        result = self.inject(path="-", sings=True)
+        self.assertEqual(sorted(self.lines), sorted(result.out.splitlines()))
+        self.assertTrue(result.out.endswith("\n"))
+        self.assertFalse(os.path.exists("-"))
+
+    def test_without_a_credential_no_file_is_made(self):
+        none = {"auth_type": "none", "api_key": None}
+        for profiles, code, hint in (
+            ((), 4, "llamactl auth "),
+            ((none,), 4, "llamactl auth "),
+            (({"project_id": None},), 2, "llamactl projects use"),
+        ):
+            with self.subTest(profiles=profiles):
+                self.write_store({})
+                for extra in profiles:
+                    self.with_profile(**extra)
+                self.assertIn("hint: " + hint, self.inject(code=code).err)
+                self.assertFalse(os.path.exists(self.path))
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON and YAML
+# --------------------------------------------------------------------------------------------------
+
+YAML_ESCAPES = {'"': '"', "\\": "\\", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+YAML_11 = (  # https://yaml.org/type/: what is no string where it stands bare
+    ("null", r"~|null|Null|NULL|"),
+    ("true", r"y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON"),
+    ("false", r"n|N|no|No|NO|false|False|FALSE|off|Off|OFF"),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)"),
+    ("other", r"[-+]?(0b[0-1_]+|0[0-7_]+|0x[0-9a-fA-F_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)"),
+    ("float", r"[-+]?([0-9][0-9_]*)?\.[0-9.]*([eE][-+][0-9]+)?"),
+    ("other", r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    ("other", r"[0-9]{4}-[0-9][0-9]?-[0-9][0-9]?([Tt \t].*)?|<<|="),
+)
+YAML_12 = (  # YAML 1.2.2 section 10.3.2, the core schema
+    ("null", r"~|null|Null|NULL|"), ("true", r"true|True|TRUE"), ("false", r"false|False|FALSE"),
+    ("int", r"[-+]?[0-9]+"), ("other", r"0o[0-7]+|0x[0-9a-fA-F]+"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
+    ("other", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+)
+YAML_KINDS = {"null": lambda text: None, "true": lambda text: True, "false": lambda text: False,
+              "int": int, "float": float}
+YAML_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+class StrictYaml:
+    """Reads the block YAML that a writer of JSON values needs, and refuses all else.
+
+    RULES, YAML_11 or YAML_12, say what a plain scalar is; one that both a JSON writer and a reader
+    would not take for the same is a ValueError.
+    """
+
+    def __init__(self, rules):
+        self.rules = [(kind, re.compile("(?:%s)\\Z" % pattern)) for kind, pattern in rules]
+
+    def load(self, text):
+        odd = re.search("[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text)
+        if odd or re.search("[\u2028\u2029\ufeff]", text) or not text.endswith("\n"):
+            raise ValueError("not printable: %r" % text)
+        self.lines = text[:-1].split("\n")
+        value, at = self.node(0, 0)
+        if at != len(self.lines):
+            raise ValueError("line %d is left over: %r" % (at, self.lines[at]))
+        return value
+
+    def is_item(self, at, indent, start):
+        return at < len(self.lines) and self.lines[at].startswith(" " * indent + start)
+
+    def node(self, at, indent):
+        """(value, next line) of what begins on line AT, behind INDENT blanks."""
+        text = self.lines[at][indent:] if self.is_item(at, indent, "") else ""
+        if not text or text[0] == " ":
+            raise ValueError("nothing on line %d, or less indented than it must be" % at)
+        if text.startswith("- "):
+            return self.sequence(at, indent)
+        if self.key_end(text):
+            return self.mapping(at, indent)
+        return self.scalar(text), at + 1
+
+    def sequence(self, at, indent):
+        items = []
+        while self.is_item(at, indent, "- "):
+            self.lines[at] = " " * (indent + 2) + self.lines[at][indent + 2:]
+            item, at = self.node(at, indent + 2)
+            items.append(item)
+        return items, at
+
+    def mapping(self, at, indent):
+        pairs = {}
+        while self.is_item(at, indent, "") and self.lines[at][indent:indent + 1] not in ("", " "):
+            text = self.lines[at][indent:]
+            end = self.key_end(text)
+            if not end or end > 1024:  # YAML 1.1 and 1.2: the limit of an implicit key
+                raise ValueError("no key: %r" % text[:2000])
+            key = self.scalar(text[:end])
+            if not isinstance(key, str) or key in pairs:
+                raise ValueError("the key %r" % text)
+            if text[end + 1:]:
+                pairs[key], at = self.scalar(text[end + 2:]), at + 1
+            else:
+                pairs[key], at = self.node(at + 1, indent + 2)
+        return pairs, at
+
+    def key_end(self, text):
+        """Where the key of TEXT ends and its colon stands, or 0."""
+        quoted = YAML_QUOTED.match(text)
+        end = quoted.end() if quoted else re.search(r":(?= |\Z)|\Z", text).start()
+        return end if re.match(r":( |\Z)", text[end:]) else 0
+
+    def scalar(self, text):
+        if text in ("[]", "{}"):
+            return json.loads(text)
+        if text.startswith('"'):
+            if not YAML_QUOTED.match(text) or YAML_QUOTED.match(text).end() != len(text):
+                raise ValueError("quotes: %r" % text)
+            return re.sub(r"\\(u[0-9a-fA-F]{4}|.)", self.unescaped, text[1:-1])
+        # YAML 1.2.2 section 7.3.3; an indicator may not begin a plain scalar
+        if re.match(r"[-?:](\s|\Z)|[\s,\[\]{}#&*!|>'\"%@`]|(---|\.\.\.)(\s|\Z)", text) \
+                or re.search(r": | #|:\Z|\s\Z|\t", text):
+            raise ValueError("no plain scalar: %r" % text)
+        for kind, pattern in self.rules:
+            if pattern.match(text):
+                return YAML_KINDS[kind](text)
+        return text
+
+    def unescaped(self, found):
+        char = found.group(1)
+        if len(char) == 1:
+            return YAML_ESCAPES[char]  # a KeyError: an escape that JSON or YAML 1.1 does not know
+        if 0xD800 <= int(char[1:], 16) < 0xE000:
+            raise ValueError("YAML has no surrogate pairs")
+        return chr(int(char[1:], 16))
+
+
+TRICKY_TEXTS = (
+    "", " ", "a", "a b", " a", "a ", "null", "Null", "~", "true", "False", "yes", "No", "on", "OFF",
+    "y", "N", "0", "1", "-1", "+1", "007", "0o7", "0x1F", "0b1", "1_000", "1.5", "1.", ".5", "1e3",
+    "1e+3", "1.0e+3", ".inf", "-.Inf", ".nan", "NaN", "Infinity", "1:30", "190:20:30", "12:30:45.5",
+    "2001-01-01", "2001-12-14t21:59:43.10-05:00", "2001-1-1 1:1:1", "<<", "=", "-", "--", "---",
+    "...", "--- a", "- a", "?", "? a", ":", "a:", "a: b", ":a", "a:b", "a #b", "#a", "a#b", "[]",
+    "{}", "[a]", "{a: b}", "&a", "*a", "!a", "!!str a", "|", ">", "'a'", '"a"', "it's", '"', "\\",
+    "\\n", "%YAML 1.1", "@a", "`a`", ",", "a,b", "line\nline", "\n", "\r\n", "\r", "\t", "a\tb",
+    "\0",
+    "\x07", "\x1b[31mred\x1b[0m", "\x7f", "\x80", "\x85", "\x9b31m", "\xa0", "\xad", "\u2028",
+    "\u2029", "\ufeff", "\ufeffa", "\u200b", "\u200e", "\u202e\u2066evil\u2069", "\u061c", "\ufffd",
+    "\ufffe", "\uffff", "\ud800", "a\udfffb", "\udc00\ud800", "\U0001f600", "\U0010ffff", "\u00e9",
+    "\u4e2d\u6587", "e\u0301", "https://api.example.com:8443/a?b=c#d", "dev@example.com", "C:\\dir",
+    "a" * 200, "word " * 40, "********", "0123456789abcdef0123456789abcdef01234567", "12e03", "0e0",
+    "1__0", "0_", "+.5", "-0", "08", "1,000", "null ", "a\u2028b", "key\x00value", "\x1f", "!", "%",
+)
+TRICKY_PARTS = ("a", "0", "1", ":", " ", "#", "-", "\n", "\t", "'", '"', "\\", ",", "[", "{", ".",
+                "e", "_", "true", "\x85", "\u2028", "\U0001f600", "\ud800", "\ufeff", "\x00", "~",
+                "T", "\u00e9")
+
+
+def tricky_text(rng):
+    if rng.random() < 0.6:
+        return rng.choice(TRICKY_TEXTS)
+    return "".join(rng.choice(TRICKY_PARTS) for _ in range(rng.randrange(8)))
+
+
+def tricky_row(rng):
+    """A flat object as most commands print them: any order of texts, booleans, numbers, nulls."""
+    values = (lambda: tricky_text(rng), lambda: tricky_text(rng), lambda: rng.choice((True, False)),
+              lambda: rng.choice((0, 1, -7, 10 ** 20)), lambda: None)
+    names = ("name", "api_url", "project_id", "active", "auth_type", "deployment_count")
+    return {name: rng.choice(values)() for name in names[:rng.randrange(1, 7)]}
+
+
+def tricky_deployment(rng):
+    """A deployment: what was asked for, its secrets' names as keys, and its status."""
+    spec = {"repo_url": tricky_text(rng), "suspended": rng.random() < 0.5}
+    for name in ("git_ref", "appserver_version", "personal_access_token"):
+        if rng.random() < 0.5:
+            spec[name] = tricky_text(rng)
+    if rng.random() < 0.7:
+        spec["secrets"] = {tricky_text(rng): "********" for _ in range(rng.randrange(4))}
+    status = {"phase": tricky_text(rng), "git_sha": rng.choice((None, tricky_text(rng)))}
+    return {"name": tricky_text(rng), "generate_name": tricky_text(rng), "spec": spec,
+            "status": dict(status, warning=rng.choice((None, tricky_text(rng))))}
+
+
+def document_values():
+    """Values of every shape that a command prints, each kind of text in each place."""
+    rng = random.Random("documents")
+    yield from ([], {}, "", None, True, 0, -1, [[]], [{}], {"a": []}, {"a": {}}, [[1, [2]], []])
+    for text in TRICKY_TEXTS:
+        yield text
+        yield {"name": text, "active": True}
+        yield [{"name": text}, {text: "name"}]
+        yield {"spec": {"secrets": {text: "********"}}, "status": {"warning": text}}
+    for _ in range(400):
+        yield tricky_row(rng)
+        yield [tricky_row(rng) for _ in range(rng.randrange(4))]
+        yield rng.choice((tricky_deployment(rng), [tricky_deployment(rng) for _ in range(2)]))
+
+
+def whole_characters(value):
+    """VALUE with each lone surrogate replaced; none where that makes two keys the same."""
+    text = re.sub("\\\\ud[89a-f][0-9a-f]{2}", "\\\\ufffd", re.sub(
+        "\\\\ud[89ab][0-9a-f]{2}\\\\ud[c-f][0-9a-f]{2}",
+        lambda pair: json.loads('"' + pair.group() + '"'), json.dumps(value)))
+    return json.loads(text)
+
+
+def yaml_samples():
+    """(JSON, YAML) of the same value, as a command prints them."""
+    for value in document_values():
+        yield llamactl.json_text(value), llamactl.yaml_text(value)
+
+
+def check_yaml_with_readers():
+    """Prove with PyYAML (YAML 1.1) and ruamel.yaml (YAML 1.2), which must be installed."""
+    import yaml
+    from ruamel.yaml import YAML
+
+    readers = {"PyYAML": yaml.safe_load, "ruamel.yaml": YAML(typ="safe", pure=True).load}
+    count = 0
+    for count, (json_text, yaml_text) in enumerate(yaml_samples(), 1):
+        wanted = json.dumps(json.loads(json_text))
+        for name, read in readers.items():
+            found = json.dumps(read(yaml_text), default=repr)
+            if found != wanted:
+                sys.exit("%s reads %s from\n%s\nnot %s" % (name, found, yaml_text, wanted))
+    print("%d documents: PyYAML and ruamel.yaml read what JSON says" % count)
+
+
+def unprintable(text):
+    """What of TEXT could act on a terminal or reorder it, or has no UTF-8."""
+    return [char for char in text if char != "\n" and (
+        unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+        or char in "\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+                   "\ufeff\ufffe\uffff")]
+
+
+class Documents(Case):
+    """JSON and YAML: the same value, for every reader, and nothing that moves a cursor."""
+
+    def test_generated_values_load_to_what_json_says(self):
+        readers = [("YAML 1.1", StrictYaml(YAML_11)), ("YAML 1.2", StrictYaml(YAML_12))]
+        for value in document_values():
+            json_text, yaml_text = llamactl.json_text(value), llamactl.yaml_text(value)
+            wanted = json.dumps(whole_characters(value))
+            self.assertEqual(wanted, json.dumps(json.loads(json_text)))
+            self.assertEqual([], unprintable(json_text + yaml_text), yaml_text)
+            for name, reader in readers:
+                try:
+                    found = json.dumps(reader.load(yaml_text))
+                except (ValueError, KeyError) as error:
+                    self.fail("%s: %r in %r" % (name, error, yaml_text))
+                self.assertEqual(wanted, found, "%s: %r" % (name, yaml_text))
+
+    def test_the_strict_reader_is_strict(self):
+        for text in ("a: b: c\n", "a: #b\n", "- \n", "a:\n", '"\\ud83d\\ude00"\n', '"\\/"\n',
+                     "a\n b\n", "a: [\n", "\ta: b\n", "a: \x85\n", "a: b", "a: *b\n", "1: a\n",
+                     "a: b\na: c\n", "a: 'b'\n", "- a\nb\n", "a: b \n", "-\n", "a:\n- b\n"):
+            for rules in (YAML_11, YAML_12):
+                with self.subTest(text=text), self.assertRaises((ValueError, KeyError)):
+                    StrictYaml(rules).load(text)
+        for text, old, new in (("on\n", True, "on"), ("1e3\n", "1e3", 1000.0), ("08\n", "08", 8)):
+            self.assertEqual(old, StrictYaml(YAML_11).load(text))
+            self.assertEqual(new, StrictYaml(YAML_12).load(text))
+        for text in ("1:30\n", "2001-01-01\n", "0x1f\n", "<<\n", "010\n"):
+            with self.assertRaises(KeyError):
+                StrictYaml(YAML_11).load(text)
+
+    def test_a_key_is_never_too_long_for_a_reader(self):
+        # YAML limits a key that stands before its colon on one line to 1,024 characters
+        value = {"spec": {"secrets": {"K" * 1100: "********", "\u202e" * 200: "********"}}}
+        for line in llamactl.yaml_text(value).splitlines():
+            key = line.strip().partition(": ")[0]
+            self.assertTrue(line.strip().startswith("?") or len(key) <= 1024, len(key))
+
+    def test_a_command_prints_the_same_in_json_and_yaml(self):
+        cloud = self.cloud_server()
+        self.with_profile()
+        texts = [text for text in TRICKY_TEXTS if text]
+        cloud.projects += [{"project_id": "p%d" % number, "project_name": text, "org_id": "o",
+                            "deployment_count": number} for number, text in enumerate(texts)]
+        cloud.deployments = [
+            dict(cloud.deployments[0], id="d%d" % number, display_name=text, status=text,
+                 warning=text, secret_names=[text], git_ref=text)
+            for number, text in enumerate(texts)]
+        for argv in (("projects", "get"), ("projects", "get", "p40"), ("deployments", "get"),
+                     ("deployments", "get", "d7"), ("organizations", "get"), ("config",),
+                     ("auth", "get"), ("auth", "get", "main"), ("environments", "get")):
+            as_json = self.call(*(argv + ("-o", "json")))
+            as_yaml = self.call(*(argv + ("-o", "YAML")))
+            with self.subTest(argv=argv):
+                self.assertEqual((0, 0), (as_json.code, as_yaml.code), as_json.err + as_yaml.err)
+                self.assertEqual([], unprintable(as_json.out + as_yaml.out))
+                for rules in (YAML_11, YAML_12):
+                    self.assertEqual(json.dumps(json.loads(as_json.out)),
+                                     json.dumps(StrictYaml(rules).load(as_yaml.out)))
+
+    def test_a_number_where_a_text_belongs_is_not_passed_on_in_a_form_of_two_meanings(self):
+        # 1e+22 is a number in JSON and YAML 1.2 and a text in YAML 1.1; NaN is neither's
+        cloud = self.cloud_server()
+        self.with_profile()
+        for number in (1e22, float("nan"), float("inf")):
+            cloud.deployments = [dict(cloud.deployments[0], git_sha=number)]
+            results = [self.call("deployments", "get", "-o", kind) for kind in ("json", "yaml")]
+            with self.subTest(number=number):
+                self.assertEqual(results[0].code, results[1].code)
+                if results[0].code == 0:
+                    for rules in (YAML_11, YAML_12):
+                        self.assertEqual(
+                            json.dumps(json.loads(results[0].out)),
+                            json.dumps(StrictYaml(rules).load(results[1].out)))
+                else:
+                    self.assertEqual(5, results[0].code)
+
+
+# --------------------------------------------------------------------------------------------------
+# tables, clean(), masked(), URLs, names
+# --------------------------------------------------------------------------------------------------
+
+
+class Tables(Case):
+    def test_two_spaces_no_colour_no_truncation_nothing_behind(self):
+        text = llamactl.table_text(("NAME", "ID"), [("a", "x" * 300), ("longer name", True)])
+        self.assertEqual("NAME         ID\na            %s\nlonger name  yes\n" % ("x" * 300), text)
+
+    def test_columns_stand_below_each_other(self):
+        rows = [("caf\u00e9", "one"), ("abcdef", "two"), ("", "three"), (None, "four")]
+        text = llamactl.table_text(("NAME", "ID"), rows)
+        self.assertEqual(["ID", "one", "two", "three", "four"],
+                         [line[8:] for line in text.splitlines()])
+        self.assertEqual({" "}, {char for line in text.splitlines() for char in line[6:8]})
+
+    def test_one_row_a_line_whatever_the_cells_hold(self):
+        rows = [(text, "end") for text in TRICKY_TEXTS]
+        text = llamactl.table_text(("NAME", "END"), rows)
+        self.assertEqual(len(rows) + 1, len(text.splitlines()))
+        self.assertEqual([], unprintable(text))
+        text.encode("utf-8")
+        for line in text.splitlines()[1:]:
+            self.assertTrue(line.endswith("  end"), line)
+
+    def test_yes_no_and_zero_are_shown(self):
+        text = llamactl.table_text(("A", "B", "C"), [(True, False, 0)])
+        self.assertEqual("A    B   C\nyes  no  0\n", text)
+
+    def test_a_server_cannot_forge_a_row(self):
+        cloud = self.cloud_server()
+        self.with_profile()
+        evil = "a\r\n\x1b[2J\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1eforged\u202e\x9b31m"
+        cloud.projects = [{"project_id": "proj-alpha", "project_name": evil, "org_id": evil,
+                           "deployment_count": 0}]
+        cloud.organizations = [{"org_id": evil, "org_name": evil, "is_default": True}]
+        cloud.deployments = [dict(cloud.deployments[0], id=evil, repo_url=evil, git_ref=evil,
+                                  status=evil, warning=evil)]
+        for argv in (("projects", "get"), ("organizations", "get"), ("deployments", "get"),
+                     ("deployments", "get", "-o", "wide")):
+            with self.subTest(argv=argv):
+                result = self.call(*argv)
+                self.assertEqual(0, result.code, result.err)
+                self.assertEqual(2, len(result.out.splitlines()), result.out)
+                self.assertEqual([], unprintable(result.out + result.err))
+
+    def test_headers_are_upper_case(self):
+        self.cloud_server()
+        self.with_profile()
+        for argv in (("auth", "get"), ("environments", "get"), ("projects", "get"), ("config",),
+                     ("organizations", "get"), ("deployments", "get", "-o", "WIDE")):
+            header = self.call(*argv).out.splitlines()[0]
+            self.assertRegex(header, r"\A[A-Z_]+(  +[A-Z_]+)*\Z")
+
+
+class CleanAndMasked(Case):
+    def test_clean_leaves_nothing_that_acts_on_a_terminal(self):
+        every = "".join(map(chr, range(0x11000))) + "\U0001f600\U000e0041\U0010ffff"
+        text = llamactl.clean(every)
+        self.assertEqual([], unprintable(text))
+        self.assertNotIn("\n", text)
+        text.encode("utf-8")
+
+    def test_clean_leaves_letters_alone(self):
+        for text in ("", "plain text", "caf\u00e9 \u4e2d\u6587 \U0001f600", "e\u0301", "a  b"):
+            self.assertEqual(text, llamactl.clean(text))
+        self.assertEqual("a\ufffdb", llamactl.clean("a\ud800b"))
+
+    def test_masked_reaches_every_place(self):
+        masked = llamactl.masked("x-s3cret-y s3cret\n", {"s3cret"})
+        self.assertEqual("x-********-y ********\n", masked)
+        self.assertEqual("nothing here", llamactl.masked("nothing here", {"s3cret"}))
+        cloud = self.cloud_server()
+        self.with_profile()
+        cloud.deployments = [dict(cloud.deployments[0], display_name=KEY + KEY, status="x" + KEY,
+                                  secret_names=[KEY], git_ref=KEY, warning=KEY)]
+        for output in ("json", "yaml", "text", "wide"):  # the canary listens in tearDown()
+            result = self.call("deployments", "get", "-o", output)
+            self.assertEqual(0, result.code, result.err)
+            self.assertIn("x********", result.out)
+
+    def test_a_secret_that_begins_like_another_is_masked_whole(self):
+        for secrets_in_use in (("abcdef", "abcdefghij"), ("abcdefghij", "abcdef"),
+                               ("cdef", "abcdefghij"), ("abcdefghij", "cdef")):
+            with self.subTest(secrets=secrets_in_use):
+                self.assertEqual("<********>", llamactl.masked("<abcdefghij>", secrets_in_use))
+
+    def test_a_secret_that_a_server_echoes_is_masked(self):
+        cloud = self.cloud_server()
+        self.with_profile()
+        # what clean() takes out must not put the secret together again
+        for gap in ("", "\x07", "\u200b", "\u202e", "\x1b"):
+            echo = KEY[:7] + gap + KEY[7:]
+            cloud.projects = [{"project_id": "p-1", "project_name": echo, "deployment_count": 0,
+                               "org_id": echo}]
+            for output in ("text", "json", "yaml"):
+                result = self.call("projects", "get", "-o", output)
+                with self.subTest(gap=gap, output=output):
+                    self.assertEqual(0, result.code, result.err)
+                    self.assertNotIn(KEY, result.out)
+                    self.heard.remove(result.out)
+            cloud.fault("*", "status", status=400, body={"detail": "bad key " + echo})
+            result = self.call("projects", "get")
+            with self.subTest(gap=gap, output="error"):
+                self.assertEqual(1, result.code)
+                self.assertNotIn(KEY, result.err)
+                self.heard.remove(result.err)
+
+
+class Urls(Case):
+    GOOD = (
+        ("https://api.cloud.llamaindex.ai", "https://api.cloud.llamaindex.ai"),
+        ("https://api.cloud.llamaindex.ai/", "https://api.cloud.llamaindex.ai"),
+        ("https://api.cloud.llamaindex.ai///", "https://api.cloud.llamaindex.ai"),
+        ("HTTPS://API.Example.COM", "https://api.example.com"),
+        ("https://example.com:443", "https://example.com"),
+        ("https://example.com:443/a/", "https://example.com/a"),
+        ("http://example.com:80", "http://example.com"),
+        ("http://example.com:443", "http://example.com:443"),
+        ("https://example.com:80", "https://example.com:80"),
+        ("https://example.com:8443/Base/Path/", "https://example.com:8443/Base/Path"),
+        ("https://example.com:65535", "https://example.com:65535"),
+        ("http://localhost:8000", "http://localhost:8000"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1"),
+        ("http://[::1]:8000/", "http://[::1]:8000"),
+        ("https://[2001:DB8::AB]", "https://[2001:db8::ab]"),
+        ("https://[2001:db8::1]:443/x", "https://[2001:db8::1]/x"),
+        ("https://my_host-1.internal", "https://my_host-1.internal"),
+        ("https://xn--bcher-kva.example/a%20b", "https://xn--bcher-kva.example/a%20b"),
+    )
+    BAD = (
+        "", "example.com", "//example.com", "https:", "https://", "https:///a", "https:example.com",
+        "ftp://example.com", "file:///etc/passwd", "javascript:alert(1)", "data:text/plain,a",
+        "httpss://example.com", " https://a b", "https://a b", "https://example.com/a b",
+        "https://example.com\n", "https://example.com\nX: y", "https://example.com/\r\nX: y",
+        "https://example.com\t", "https://example.com/\x00", "https://user@example.com",
+        "https://user:CANARY@example.com", "https://:@example.com", "https://@example.com",
+        "https://example.com@evil.example", "https://example.com:80@evil.example",
+        "https://example.com?a=b", "https://example.com/?a", "https://example.com/a?",
+        "https://example.com#a", "https://example.com/#", "https://example.com/a#b",
+        "https://example.com:0", "https://example.com:65536", "https://example.com:99999",
+        "https://example.com:-1", "https://example.com:abc", "https://example.com:80:80",
+        "https://example.com:8 0", "https://[::1", "https://::1", "https://[::1]evil.example",
+        "https://[::1]]", "https://[example.com]", "https://[]", "https://exa\\mple.com",
+        "https://example.com\\@evil.example", "https://ex\u00e4mple.com",
+        "https://example\u3002com", "https://example.com/\u00e4", "https://example.com/\u202e",
+        "\ufeffhttps://example.com",
+        "https://exa\ud800mple.com", "https://example.com:\u0661", "https://example.com:\u00b2",
+        "https://<script>", "https://example.com,evil.example", "https://$(id).example",
+    )
+
+    def test_good_ones_are_normalised_once(self):
+        for text, wanted in self.GOOD:
+            with self.subTest(text=text):
+                self.assertEqual(wanted, llamactl.normal_url(text))
+                self.assertEqual(wanted, llamactl.normal_url(wanted))
+
+    def test_bad_ones_are_refused(self):
+        for text in self.BAD:
+            with self.subTest(text=text), self.assertRaises(llamactl.Failure) as caught:
+                llamactl.normal_url(text)
+            self.assertNotIn("CANARY", str(caught.exception) + caught.exception.hint)
+
+    def test_the_command_says_so_in_one_line_and_stores_nothing(self):
+        for text in self.BAD:
+            if not text.startswith("-") and "\x00" not in text:
+                result = self.call("environments", "add", "--no-verify", text)
+                with self.subTest(text=text):
+                    self.assertEqual((2, ""), (result.code, result.out), result.err)
+                    self.assertTrue(result.err.startswith("error: "))
+                    self.assertLessEqual(result.err.count("\n"), 2)
+        self.assertFalse(os.path.exists(self.store_path))
+
+
+class SmallFormats(Case):
+    def test_a_name_shows_at_most_the_last_four_characters_of_a_key(self):
+        for key in (KEY, "llx-CANARY-0123456789abcdef-wxyz", "sk_CANARY_abcdefghijkl", "CANARY",
+                    "a", "abcd", "abcdefgh", "llx-CANARY-$(touch x)`;&|'\"*", "CANARY-------------",
+                    "llx-CANARY-0123456789../", "llx-CANARY-0123456789-{a}", "!" * 40):
+            key = key.replace(" ", "")
+            result = self.call("auth", "token", "--no-verify", "--project", "p-1", "--api-key-file",
+                               "-", stdin=key.encode())
+            with self.subTest(key=key):
+                self.assertEqual(0, result.code, result.err)
+                self.url = llamactl.DEFAULT_API_URL
+                name, = self.profiles()
+                self.assertRegex(name, r"\A[A-Za-z0-9][A-Za-z0-9@._+-]*\Z")
+                rest = name[len("llx-"):] if name.startswith("llx-") else name
+                for size in range(5, len(rest) + 1):
+                    for start in range(len(rest) - size + 1):
+                        self.assertNotIn(rest[start:start + size], key)
+                os.unlink(self.store_path)
+
+    def test_an_ordinary_key_is_named_after_its_last_four(self):
+        self.call("auth", "token", "--no-verify", "--project", "p-1", "--api-key", KEY)
+        self.url = llamactl.DEFAULT_API_URL
+        self.assertEqual(["llx-wxyz"], list(self.profiles()))
+
+
+try:
+    import sqlite3
+except ImportError:
+    sqlite3 = None  # some Pythons are built without; one test says what happens then
+
+MODULE = os.path.splitext(os.path.basename(os.path.abspath(__file__)))[0]
+DEFAULT_URL = "https://api.cloud.llamaindex.ai"
+STORE_FILES = ["profiles.json", "profiles.json.lock"]
+
+
+# ==================================================================================================
+# files: helpers
+# ==================================================================================================
+
+
+def tree(folder):
+    """What stands under FOLDER: path -> (mode, inode, time of change, content or link target)."""
+    found = {}
+    for parent, folders, names in os.walk(folder):
+        for name in folders + names:
+            path = os.path.join(parent, name)
+            info, content = os.lstat(path), None
+            if stat.S_ISREG(info.st_mode):
+                content = file_bytes(path)
+            elif stat.S_ISLNK(info.st_mode):
+                content = os.readlink(path)
+            found[path] = (oct(info.st_mode), info.st_ino, info.st_mtime_ns, content)
+    return found
+
+
+def file_bytes(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def mode_of(path):
+    return oct(stat.S_IMODE(os.stat(path).st_mode))
+
+
+@contextlib.contextmanager
+def umask(mask):
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """No file of this process grows beyond SIZE bytes: a full disk that needs no root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def opening_fails(refused, number):
+    """os.open fails with the error NUMBER where REFUSED(path, flags), even for root."""
+    really_open = os.open
+
+    def failing_open(path, flags, *args, **options):
+        if refused(os.fspath(path), flags):
+            raise OSError(number, os.strerror(number), path)
+        return really_open(path, flags, *args, **options)
+
+    with unittest.mock.patch.object(os, "open", failing_open):
+        yield
+
+
+def is_for_writing(path, flags):
+    return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Hold the kernel's lock on PATH as another process would; yields what lets go of it."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def without_fsync():
+    """Only a power cut tells the difference, and a busy disk takes its time for each of them."""
+    return unittest.mock.patch.object(os, "fsync", lambda descriptor: None)
+
+
+class DiskCase(Case):
+    """Commands that read, commands that write, and what both do to the files of the home."""
+
+    READERS = (
+        ("auth", "get"), ("auth", "get", "main", "-o", "yaml"), ("auth", "status"),
+        ("auth", "status", "--offline"), ("environments", "get"), ("projects", "get"),
+        ("organizations", "get"), ("deployments", "get"), ("config", "-o", "json"),
+    )
+    OFFLINE_READERS = (
+        ("auth", "get"), ("auth", "status", "--offline"), ("environments", "get"), ("config",),
+        ("auth", "inject", "--env-file", "-"),
+    )
+    WRITERS = (
+        ("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "proj-beta"),
+        ("auth", "use", "main"), ("auth", "logout", "main"), ("auth", "login", "--start"),
+        ("projects", "use", "proj-beta"), ("environments", "use", DEFAULT_URL),
+        ("environments", "add", "https://other.example.com", "--no-verify"),
+        ("environments", "delete", DEFAULT_URL),
+    )
+    # writers that need neither a profile nor the network
+    ALWAYS_WRITERS = (
+        ("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "proj-beta"),
+        ("environments", "add", "https://other.example.com", "--no-verify"),
+    )
+
+    def setUp(self):
+        Case.setUp(self)
+        patcher = without_fsync()
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def assert_one_error(self, result, code=1, names=""):
+        """CODE, nothing on stdout, and one error line that names NAMES."""
+        lines = result.err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        self.assertEqual((result.code, result.out, len(errors)), (code, "", 1), result)
+        self.assertIn(names, errors[0])
+        for line in lines:
+            self.assertRegex(line, "^(error|hint|warning): ")
+
+    def files(self):
+        return sorted(os.listdir(self.folder))
+
+    def warnings_of(self, result):
+        return [line for line in result.err.splitlines() if line.startswith("warning: ")]
+
+    def put(self, content, mode=0o600):
+        """CONTENT as the store, whatever it is."""
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+        with open(self.store_path, "wb") as file:
+            file.write(content)
+        os.chmod(self.store_path, mode)
+
+    def of_variables(self):
+        return {"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-alpha",
+                "LLAMA_CLOUD_BASE_URL": self.url}
+
+    def log_in(self, expired=True):
+        """A login of dev@example.com made by the program, its access token EXPIRED or not."""
+        result = self.call("auth", "login", "--project", "proj-alpha")
+        self.assertEqual(result.code, 0, result.err)
+        if expired:
+            self.cloud.expire_access_tokens()
+            text = file_bytes(self.store_path).decode()
+            self.put(re.sub(r'("access_expires_at": )[0-9.]+', r"\g<1>1.0", text).encode())
+        return self.profiles()["dev@example.com"]
+
+    def assert_nowhere(self, *secrets):
+        for path, (_, _, _, content) in tree(self.home).items():
+            for secret in secrets:
+                self.assertNotIn(secret.encode(), content if isinstance(content, bytes) else b"",
+                                 path + " holds a secret that was logged out")
+
+
+# ==================================================================================================
+# files: the folder, modes, who creates and who only reads
+# ==================================================================================================
+
+
+class StoreFolderTest(DiskCase):
+    def test_where_the_folder_is(self):
+        cases = (
+            ({"LLAMACTL_CONFIG_DIR": "%s/a"}, "a"),
+            ({"LLAMACTL_CONFIG_DIR": "~/b"}, "b"),
+            ({"LLAMACTL_CONFIG_DIR": "%s/c", "XDG_CONFIG_HOME": "%s/xdg"}, "c"),
+            ({"XDG_CONFIG_HOME": "%s/xdg"}, "xdg/llamactl"),
+            ({"XDG_CONFIG_HOME": "relative"}, ".config/llamactl"),
+            ({"XDG_CONFIG_HOME": ""}, ".config/llamactl"),
+            ({"APPDATA": "%s/appdata"}, ".config/llamactl"),
+            ({}, ".config/llamactl"),
+        )
+        del self.env["LLAMACTL_CONFIG_DIR"]
+        for variables, expected in cases:
+            with self.subTest(variables):
+                env = {name: value.replace("%s", self.home) for name, value in variables.items()}
+                self.assertEqual(self.call(*self.ALWAYS_WRITERS[1], env=env).code, 0)
+                path = os.path.join(self.home, expected)
+                self.assertEqual(sorted(os.listdir(path)), STORE_FILES)
+                self.assertEqual(mode_of(path), "0o700")
+                shutil.rmtree(path)
+
+    def test_windows_keeps_it_in_appdata(self):
+        del self.env["LLAMACTL_CONFIG_DIR"]
+        env = {"APPDATA": os.path.join(self.home, "Roaming"), "XDG_CONFIG_HOME": self.home}
+        with unittest.mock.patch.object(llamactl, "WINDOWS", True):
+            self.assertEqual(self.call(*self.ALWAYS_WRITERS[1], env=env).code, 0)
+        self.assertEqual(sorted(os.listdir(os.path.join(self.home, "Roaming", "llamactl"))),
+                         STORE_FILES)
+
+    def test_reading_creates_nothing(self):
+        self.cloud = self.cloud_server()
+        shutil.rmtree(self.folder)
+        for command in self.READERS + self.OFFLINE_READERS:
+            with self.subTest(command):
+                self.call(*command)
+                self.assertEqual(os.listdir(self.home), [])
+        self.call("projects", "get", env=self.of_variables())
+        self.assertEqual(os.listdir(self.home), [])
+
+    def test_reading_changes_nothing(self):
+        self.cloud = self.cloud_server()
+        self.with_profile()
+        os.chmod(self.store_path, 0o644)  # loose, but that is for a writer to mend
+        with open(self.store_path + ".new", "w") as file:
+            file.write("what a crash left")
+        os.chmod(self.folder, 0o755)
+        before = tree(self.home)
+        for command in self.READERS:
+            with self.subTest(command):
+                self.assertEqual(self.call(*command).code, 0)
+                self.assertEqual(tree(self.home), before)
+        self.assertEqual(self.call("auth", "inject", "--env-file", "-", sings=True).code, 0)
+        self.assertEqual(self.process("auth", "exec", "--", "true").code, 0)
+        self.assertEqual(tree(self.home), before)
+
+    def test_reading_needs_no_right_to_write(self):
+        self.cloud = self.cloud_server()
+        self.with_profile()
+        with opening_fails(is_for_writing, errno.EROFS):
+            for command in self.READERS:
+                with self.subTest(command):
+                    self.assertEqual(self.call(*command).code, 0)
+
+    def test_modes_under_every_umask(self):
+        self.cloud = self.cloud_server()
+        for mask in (0o000, 0o022, 0o077, 0o277):
+            for command in self.ALWAYS_WRITERS * 2:  # the second time they find the files there
+                with self.subTest(umask=oct(mask), command=command[:2]), umask(mask):
+                    self.assertEqual(self.call(*command).code, 0)
+                    self.assertEqual(mode_of(self.folder), "0o700")
+                    modes = {name: mode_of(os.path.join(self.folder, name))
+                             for name in self.files()}
+                    self.assertEqual(modes, dict.fromkeys(STORE_FILES, "0o600"))
+            shutil.rmtree(self.folder)
+
+    def test_missing_parents_are_made_private_too(self):
+        self.folder = os.path.join(self.home, "a", "b", "c")
+        with umask(0):
+            result = self.call(*self.ALWAYS_WRITERS[0], env={"LLAMACTL_CONFIG_DIR": self.folder})
+        self.assertEqual(result.code, 0)
+        for path in ("a", "a/b", "a/b/c"):
+            self.assertEqual(mode_of(os.path.join(self.home, path)), "0o700")
+
+    def test_writers_tighten_a_loose_store(self):
+        self.cloud = self.cloud_server()
+        for command in self.WRITERS:
+            with self.subTest(command):  # "auth use main" finds nothing to change but the mode
+                self.with_profile()
+                os.chmod(self.store_path, 0o644)
+                self.assertEqual(self.call(*command).code, 0)
+                self.assertEqual(mode_of(self.store_path), "0o600")
+
+    def test_a_folder_that_others_can_write_to_is_a_warning_and_stays(self):
+        self.cloud = self.cloud_server()
+        for mode, warned in ((0o777, True), (0o770, True), (0o702, True), (0o755, False)):
+            for command in (("auth", "get"), ("auth", "use", "main"), ("auth", "logout", "main")):
+                with self.subTest(mode=oct(mode), command=command):
+                    self.with_profile()
+                    os.chmod(self.folder, mode)
+                    result = self.call(*command)
+                    warnings = [line for line in self.warnings_of(result) if self.folder in line]
+                    self.assertEqual((result.code, bool(warnings)), (0, warned), result.err)
+                    self.assertEqual(mode_of(self.folder), oct(mode))
+
+    def test_a_change_is_synced_before_it_is_renamed_and_the_folder_after(self):
+        steps = []
+
+        def noting(name):
+            function = getattr(os, name)
+
+            def noted(*args, **options):
+                kind = ""
+                if name == "fsync":
+                    mode = os.fstat(args[0]).st_mode
+                    kind = " folder" if stat.S_ISDIR(mode) else " file"
+                steps.append(name + kind)
+                return function(*args, **options)
+
+            return unittest.mock.patch.object(os, name, noted)
+
+        with noting("fsync"), noting("replace"), noting("rename"), noting("write"):
+            self.change_store()
+        self.assertEqual(steps, ["write", "fsync file", "replace", "fsync folder"])
+
+    def change_store(self):
+        store = llamactl.Store(self.folder, self.fail)
+        with store.change() as data:
+            data["current_environment"] = "https://new.example.com"
+
+    def test_a_change_that_fails_is_not_written(self):
+        self.change_store()
+        before = file_bytes(self.store_path)
+        store = llamactl.Store(self.folder, self.fail)
+        with self.assertRaises(KeyError), store.change() as data:
+            data["current_environment"] = None
+            raise KeyError("something of ours went wrong")
+        self.assertEqual(file_bytes(self.store_path), before)
+        self.assertEqual(self.files(), STORE_FILES)
+
+
+# ==================================================================================================
+# files: a store that is not as it should be
+# ==================================================================================================
+
+
+class OddStoreTest(DiskCase):
+    def setUp(self):
+        DiskCase.setUp(self)
+        self.cloud = self.cloud_server()
+        self.with_profile()
+
+    def assert_refused_and_untouched(self, names=""):
+        """Every reader and every writer exits 1 in one line; the variables' credential works."""
+        before, names = self.unlocked_tree(), names or self.store_path
+        for command in self.OFFLINE_READERS + self.WRITERS:
+            with self.subTest(command):
+                self.assert_one_error(self.call(*command), 1, names)
+                self.assertEqual(self.unlocked_tree(), before)
+        self.assertEqual(self.cloud.requests, [])
+        self.assertEqual(self.call("projects", "get", env=self.of_variables()).code, 0)
+
+    def unlocked_tree(self):
+        """The tree without the lock, which writers may make, and so without folders' times."""
+        return {path: entry[0] if entry[0].startswith("0o4") else entry
+                for path, entry in tree(self.home).items() if not path.endswith(".lock")}
+
+    def test_a_folder_in_its_place(self):
+        os.unlink(self.store_path)
+        os.mkdir(self.store_path)
+        self.assert_refused_and_untouched()
+
+    def test_a_fifo_hangs_nobody(self):
+        os.unlink(self.store_path)
+        os.mkfifo(self.store_path, 0o600)
+        for command in (("auth", "get"),) + self.ALWAYS_WRITERS[:1]:
+            # whole processes, which a time limit can end, and no call before both have passed
+            result = self.process(*command, timeout=20)
+            self.assert_one_error(result, 1, self.store_path)
+        self.assert_refused_and_untouched()
+        self.assertTrue(stat.S_ISFIFO(os.stat(self.store_path).st_mode))
+
+    def test_unreadable(self):
+        def is_store(path, flags):
+            return path == self.store_path
+
+        for number in (errno.EACCES, errno.EIO, errno.EPERM):
+            with self.subTest(errno.errorcode[number]), opening_fails(is_store, number):
+                self.assert_refused_and_untouched()
+                self.cloud.reset()
+
+    def test_a_newer_version(self):
+        for newer in ({"version": 2}, {"version": 99, "profiles": [], "environments": 7}):
+            with self.subTest(newer):
+                self.put(json.dumps(newer).encode())
+                self.assert_refused_and_untouched()
+                self.cloud.reset()
+
+    def test_a_link_to_itself(self):
+        os.unlink(self.store_path)
+        os.symlink("profiles.json", self.store_path)
+        self.assert_refused_and_untouched()
+
+    def test_the_folder_is_a_file(self):
+        shutil.rmtree(self.folder)
+        with open(self.folder, "w") as file:
+            file.write("mine")
+        self.assert_refused_and_untouched(self.folder)
+
+    def test_the_lock_file_is_no_file(self):
+        os.mkdir(self.store_path + ".lock")
+        before = tree(self.home)
+        for command in self.WRITERS:
+            with self.subTest(command):
+                self.assert_one_error(self.call(*command), 1, self.store_path)
+        self.assertEqual(tree(self.home), before)
+        self.assertEqual(self.call("auth", "get").code, 0)
+
+    def test_a_link_is_followed_and_kept(self):
+        valid = file_bytes(self.store_path)
+        for target, there in (("real/profiles.json", True), ("real/profiles.json", False),
+                              ("missing/profiles.json", False)):
+            for kind in ("relative", "absolute"):
+                with self.subTest(target=target, there=there, kind=kind):
+                    shutil.rmtree(self.folder)
+                    os.makedirs(os.path.join(self.folder, "real"), 0o700)
+                    real = os.path.join(self.folder, target)
+                    os.symlink(target if kind == "relative" else real, self.store_path)
+                    if there:
+                        with open(real, "wb") as file:
+                            file.write(valid)
+                    reading = self.call("auth", "get", "-o", "json")
+                    self.assertEqual((reading.code, len(load(reading.out))), (0, int(there)))
+                    self.assertEqual(self.call(*self.ALWAYS_WRITERS[0]).code, 0)
+                    self.assertTrue(os.path.islink(self.store_path))
+                    self.assertEqual(mode_of(real), "0o600")
+                    names = [name for name in self.files() if name.startswith("profiles.json.")]
+                    self.assertIn(names, ([], ["profiles.json.lock"]))
+                    profiles = [record["profiles"] for record in self.stored().values()]
+                    self.assertEqual(sum(map(len, profiles)), 1 + there)
+
+    def test_what_a_crash_left_is_overwritten_and_removed(self):
+        for made in ("file", "link"):
+            for command in self.WRITERS:
+                with self.subTest(made=made, command=command):
+                    self.with_profile()
+                    victim = os.path.join(self.home, "victim")
+                    with open(victim, "w") as file:
+                        file.write("not ours")
+                    if made == "link":
+                        os.symlink(victim, self.store_path + ".new")
+                    else:
+                        shutil.copy(self.store_path, self.store_path + ".new")
+                    self.assertEqual(self.call(*command).code, 0)
+                    self.assertEqual(self.files(), STORE_FILES)
+                    self.assertEqual(file_bytes(victim), b"not ours")
+                    self.assertFalse(os.path.islink(self.store_path))
+
+    def test_a_left_over_lock_file_blocks_nobody(self):
+        for content in (b"", b"12345\n"):
+            with open(self.store_path + ".lock", "wb") as file:
+                file.write(content)
+            self.assertEqual(self.call("auth", "use", "main").code, 0)
+
+    def test_a_lock_that_is_held_is_an_error_that_names_the_file(self):
+        self.assertEqual(llamactl.LOCK_TIMEOUT, 10)
+        before = file_bytes(self.store_path)
+        with unittest.mock.patch.object(llamactl, "LOCK_TIMEOUT", 0.0):
+            with locked(self.store_path + ".lock"):
+                for command in self.WRITERS:
+                    with self.subTest(command):
+                        self.assert_one_error(self.call(*command), 1, self.store_path + ".lock")
+                        self.assertEqual(file_bytes(self.store_path), before)
+                for command in self.READERS:
+                    with self.subTest(command):
+                        self.assertEqual(self.call(*command).code, 0)
+
+    def test_a_lock_that_is_let_go_is_waited_for(self):
+        with locked(self.store_path + ".lock") as let_go:
+            def pause(seconds):
+                pauses.append(seconds)
+                let_go()
+
+            pauses = []
+            with unittest.mock.patch.object(llamactl.time, "sleep", pause):
+                self.assertEqual(self.call("auth", "logout", "main").code, 0)
+        self.assertEqual(len(pauses), 1)
+        self.assertEqual(self.profiles(), {})
+
+
+class DamagedStoreTest(DiskCase):
+    URL = "https://llama.example.com"
+
+    def setUp(self):
+        DiskCase.setUp(self)
+        self.url = self.URL
+
+    def whole_store(self):
+        """A store with every member that there may be."""
+        token = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha",
+                 "project_name": "Alpha", "org_id": "org-one"}
+        login = dict(token, auth_type="oidc", api_key_id="key-1", sub="user-1", issuer=self.URL,
+                     email="dev@example.com", access_token="at-CANARY-0123456789",
+                     access_expires_at=1.5, refresh_token="rt-CANARY-0123456789")
+        none = dict(token, auth_type="none", api_key=None)
+        waiting = {"verification_uri": self.URL, "verification_uri_complete": None,
+                   "user_code": "ABCD-EFGH", "expires_at": 4102444800, "interval": 5.0,
+                   "device_code": "dc-CANARY-0123456789"}
+        record = {"requires_auth": True, "min_llamactl_version": None, "current_profile": "main",
+                  "profiles": {"main": token, "me": login, "open": none}, "login": waiting}
+        return {"version": 1, "current_environment": self.URL, "environments": {self.URL: record}}
+
+    def damages(self):
+        whole = json.dumps(self.whole_store()).encode()
+        deep = b"[" * 100000 + b"]" * 100000
+        return (
+            b"", b" ", b"\n", b"\0" * 64, b"null", b"[]", b"7", b'"text"', b"{}", b"{", b"}",
+            b"not JSON at all", b"\xff\xfe" + whole, whole.replace(b"Alpha", b"\xff\x80"),
+            whole[:-1], whole + b"}", whole * 2, whole.replace(b'"version": 1', b'"version": "1"'),
+            whole.replace(b'"version": 1', b'"version": true'),
+            whole.replace(b'"version": 1', b'"version": null'),
+            whole.replace(b'"version": 1, ', b""), deep, b'{"version": 1, "environments": ' + deep,
+            b'{"version": 1, "current_environment": null, "environments": {"' + b"x" * 10,
+            whole.decode().encode("utf-16"),
+        )
+
+    def test_the_whole_store_is_not_damaged(self):
+        self.put(json.dumps(self.whole_store()).encode())
+        result = self.call("auth", "get", "-o", "json")
+        self.assertEqual([row["name"] for row in load(result.out)], ["main", "me", "open"])
+
+    def test_readers_name_it_and_touch_nothing(self):
+        for damage in self.damages():
+            self.put(damage, 0o644)
+            before = tree(self.home)
+            for command in self.OFFLINE_READERS:
+                with self.subTest(damage=damage[:60], command=command):
+                    self.assert_one_error(self.call(*command), 1, self.store_path)
+            self.assertEqual(tree(self.home), before)
+
+    def test_a_writer_sets_it_aside_warns_and_goes_on(self):
+        for damage in self.damages():
+            for command in self.ALWAYS_WRITERS:
+                with self.subTest(damage=damage[:60], command=command[:2]):
+                    self.put(damage, 0o644)
+                    result = self.call(*command)
+                    self.assertEqual(result.code, 0, result.err)
+                    copy, = set(self.files()) - set(STORE_FILES)
+                    path = os.path.join(self.folder, copy)
+                    self.assertTrue(copy.startswith("profiles.json.damaged-"), copy)
+                    self.assertEqual((file_bytes(path), mode_of(path)), (damage, "0o600"))
+                    self.assertEqual(
+                        sum(path in line for line in self.warnings_of(result)), 1, result.err)
+                    self.assertEqual(self.call("auth", "get").code, 0)
+                    shutil.rmtree(self.folder)
+
+    def test_no_damaged_copy_replaces_another(self):
+        for damage in (b"first", b"second", b"third"):
+            self.put(damage)
+            self.assertEqual(self.call(*self.ALWAYS_WRITERS[1]).code, 0)
+        copies = [file_bytes(os.path.join(self.folder, name)) for name in self.files()
+                  if ".damaged-" in name]
+        self.assertEqual(sorted(copies), [b"first", b"second", b"third"])
+
+    def test_cut_off_after_every_byte(self):
+        store = llamactl.Store(self.folder, self.fail)
+        whole = json.dumps(self.whole_store()).encode()
+        for size in range(len(whole)):
+            self.put(whole[:size])
+            with self.assertRaises(llamactl.Failure) as caught:
+                store.load()
+            self.assertIn(self.store_path, str(caught.exception))
+        self.put(whole)
+        self.assertEqual(store.load(), self.whole_store())
+
+    def test_wrong_types_everywhere_are_damage_or_do_no_harm(self):
+        """Each member of a whole store in turn as each other type: never a mistake of ours."""
+        wrong = (None, True, float("inf"), "\ud800", [1], {"a": {"b": 1}}, 10 ** 400)
+        commands = self.OFFLINE_READERS + (
+            ("auth", "login", "--resume"), ("auth", "use", "me"), ("auth", "logout", "me"))
+        refused, accepted = 0, 0
+        nobody = (llamactl.Unreachable("nobody is there", llamactl.CONNECT),)
+        with unittest.mock.patch.object(llamactl.Client, "send", side_effect=nobody * 10 ** 6):
+            for place, value, content in self.variants(wrong):
+                self.put(content)
+                try:
+                    llamactl.Store(self.folder, self.fail).load()
+                except llamactl.Failure as failure:
+                    refused += 1
+                    self.assertIn(self.store_path, failure.message)
+                    continue
+                accepted += 1
+                for command in commands:
+                    with self.subTest(place=place, value=value, command=command[:3]):
+                        self.put(content)
+                        result = self.call(*command, sings="inject" in command)
+                        self.assertIn(result.code, (0, 1, 2, 4, 5), result)
+        self.assertGreater(refused, 50)
+        self.assertGreater(accepted, 10)
+
+    def variants(self, wrong):
+        places = list(self.places(self.whole_store(), ()))
+        for place in places:
+            for value in wrong:
+                whole = self.whole_store()
+                inner = whole
+                for name in place[:-1]:
+                    inner = inner[name]
+                if inner[place[-1]] != value:
+                    inner[place[-1]] = value
+                    yield place, value, json.dumps(whole).encode()
+            whole = inner = self.whole_store()
+            for name in place[:-1]:
+                inner = inner[name]
+            del inner[place[-1]]
+            yield place, "missing", json.dumps(whole).encode()
+
+    def places(self, value, place):
+        """The path of names to every member of VALUE."""
+        for name, item in value.items():
+            yield place + (name,)
+            if isinstance(item, dict):
+                yield from self.places(item, place + (name,))
+
+    def test_deep_nesting_in_a_member_of_no_meaning(self):
+        for depth in (300, 900, 990, 5000, 20000):
+            with self.subTest(depth):
+                whole = json.dumps(self.whole_store())[:-1]
+                self.put((whole + ', "x": ' + "[" * depth + "]" * depth + "}").encode())
+                self.assertIn(self.call("auth", "get").code, (0, 1))
+                result = self.call(*self.ALWAYS_WRITERS[0])
+                self.assertEqual(result.code, 0, result.err)  # kept, or set aside as damaged
+                self.assertEqual(self.call("auth", "get").code, 0)
+
+
+# ==================================================================================================
+# files: crashes, full and forbidden disks
+# ==================================================================================================
+
+
+def die_at_line(number):
+    """A trace function that kills this process at the NUMBERth line it executes of llamactl."""
+    filename, left = llamactl.main.__code__.co_filename, [number]
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename != filename:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    return trace
+
+
+def killed_at_line(number, write):
+    """Run WRITE in a child that dies at its NUMBERth line; whether it executed that many."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            sys.settrace(die_at_line(number))
+            write()
+            sys.settrace(None)
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return True
+    if status:
+        raise AssertionError("the write failed by itself: status %d" % status)
+    return False
+
+
+def content_of(path):
+    """The bytes of the file PATH; None where there is none."""
+    return file_bytes(path) if os.path.exists(path) else None
+
+
+class StoreCrash:
+    """A change of profiles.json that dies; BEFORE is the file's content, None for no folder."""
+
+    def __init__(self, home, before, linked=False, left_over=None):
+        self.folder = os.path.join(home, "conf")
+        self.before, self.linked, self.left_over = before, linked, left_over
+        self.path = os.path.join(self.folder, "profiles.json")
+
+    def prepare(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.before is None:
+            return
+        os.mkdir(self.folder, 0o700)
+        real = os.path.join(self.folder, "profiles.json.real") if self.linked else self.path
+        with open(real, "wb") as file:
+            file.write(self.before)
+        os.chmod(real, 0o600)
+        if self.linked:
+            os.symlink("profiles.json.real", self.path)
+        if self.left_over is not None:
+            with open(self.path + ".new", "wb") as file:
+                file.write(self.left_over)
+            os.chmod(self.path + ".new", 0o600)
+
+    def add(self, name):
+        with llamactl.Store(self.folder, lambda text: None).change() as data:
+            data["current_environment"] = "https://%s.example.com" % name
+            record = {"requires_auth": True, "current_profile": name, "profiles": {}}
+            record["profiles"][name] = {"auth_type": "token", "api_key": KEY}
+            data["environments"]["https://%s.example.com" % name] = record
+
+    def write(self):
+        self.add("written")
+
+    def judge(self, after):
+        """What the crash must have left, and what the next change makes of it."""
+        content = content_of(self.path)
+        aside = self.damaged_copies()
+        if content not in (self.before, after) and (content, aside) != (None, [self.before]):
+            yield "neither the old nor the new content: %r" % content
+            return
+        for path, (mode, _, _, _) in tree(os.path.dirname(self.folder)).items():
+            if int(mode, 8) & 0o077 and not os.path.islink(path):
+                yield "%s can be read by others: %s" % (path, mode)
+        expected = sorted(self.names(content) + ["next"])
+        self.add("next")
+        if self.names(content_of(self.path)) != expected:
+            yield "the next change lost a neighbour: %s" % self.names(content_of(self.path))
+        left = set(os.listdir(self.folder)) - set(STORE_FILES) - set(["profiles.json.real.lock"])
+        left -= set(["profiles.json.real"] if self.linked else [])
+        if any(".damaged-" not in name for name in left):
+            yield "left over: %s" % sorted(left)
+        if self.damaged_copies() != ([self.before] if self.is_damaged() else []):
+            yield "the damaged content is lost, or there twice"
+        if self.linked != os.path.islink(self.path):
+            yield "the link is gone"
+
+    def is_damaged(self):
+        return self.before is not None and not self.before.endswith(b"}")
+
+    def damaged_copies(self):
+        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        return [file_bytes(os.path.join(self.folder, name))
+                for name in sorted(names) if ".damaged-" in name]
+
+    def names(self, content):
+        if content is None or content == self.before and self.is_damaged():
+            return []
+        environments = json.loads(content.decode())["environments"].values()
+        return sorted(name for record in environments for name in record["profiles"])
+
+
+class EnvCrash:
+    """A change of a .env file that dies; BEFORE is its content, None for no folder."""
+
+    def __init__(self, home, before, linked=False):
+        self.folder = os.path.join(home, "project")
+        self.path = os.path.join(self.folder, ".env")
+        self.before, self.linked = before, linked
+
+    def prepare(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.before is None:
+            return
+        os.mkdir(self.folder)
+        real = os.path.join(self.folder, "real.env") if self.linked else self.path
+        with open(real, "wb") as file:
+            file.write(self.before)
+        os.chmod(real, 0o640)
+        if self.linked:
+            os.symlink("real.env", self.path)
+
+    def set(self, value):
+        def edit(text):
+            return llamactl.updated_env(text, {"LLAMA_CLOUD_API_KEY": value})
+
+        llamactl.rewrite_env(self.path, edit, lambda text: None)
+
+    def write(self):
+        self.set(KEY)
+
+    def judge(self, after):
+        content = content_of(self.path)
+        if content not in (self.before, after):
+            yield "neither the old nor the new content: %r" % content
+            return
+        allowed = 0o600 if self.before is None else 0o640
+        for path, (mode, _, _, _) in tree(self.folder).items():
+            if int(mode, 8) & 0o777 & ~allowed and not os.path.islink(path):
+                yield "%s has mode %s" % (path, mode)
+        self.set(OTHER_KEY)
+        if content_of(self.path) != after.replace(KEY.encode(), OTHER_KEY.encode()):
+            yield "the next change made %r" % content_of(self.path)
+        if stat.S_IMODE(os.stat(self.path).st_mode) != allowed:
+            yield "the next change made the mode %s" % mode_of(self.path)
+        if sorted(os.listdir(self.folder)) != sorted([".env"] + ["real.env"] * self.linked):
+            yield "left over: %s" % os.listdir(self.folder)
+
+
+def crash_cases(home):
+    record = {"requires_auth": True, "current_profile": "old", "profiles": {
+        "old": {"auth_type": "token", "api_key": OTHER_KEY}, "other": {"auth_type": "none"}}}
+    url = "https://old.example.com"
+    store = {"version": 1, "current_environment": url, "environments": {url: record}}
+    before = json.dumps(store).encode()
+    lines = b'# mine\nA=1\nLLAMA_CLOUD_API_KEY=old\nLAST="no newline"'
+    return {
+        "store": StoreCrash(home, before, left_over=before[:50]),
+        "first store": StoreCrash(home, None),
+        "damaged store": StoreCrash(home, before[:99], linked=True),
+        "linked env": EnvCrash(home, lines, linked=True),
+        "first env": EnvCrash(home, None),
+    }
+
+
+def crash_everywhere(home, kinds):
+    """Kill each of KINDS at every line of its write; prints {kind: [kills, complaints]} as JSON.
+
+    For a process of its own: it forks, which a process with threads must not.
+    """
+    os.umask(0)
+    without_fsync().start()
+    report = {}
+    for kind, case in crash_cases(home).items():
+        if kind not in kinds:
+            continue
+        case.prepare()
+        case.write()
+        after, kills, complaints = content_of(case.path), 0, []
+        case.prepare()
+        while killed_at_line(kills + 1, case.write):
+            kills += 1
+            complaints += ["line %d: %s" % (kills, text) for text in case.judge(after)]
+            case.prepare()
+        report[kind] = [kills, complaints]
+        shutil.rmtree(case.folder, ignore_errors=True)
+    print(json.dumps(report))
+
+
+class CrashTest(DiskCase):
+    SCRIPT = ("import sys; sys.path.insert(0, sys.argv[1]); import %s as tests; "
+              "tests.crash_everywhere(sys.argv[2], sys.argv[3:])" % MODULE)
+
+    def assert_survives(self, least, *kinds):
+        command = [sys.executable, "-B", "-c", self.SCRIPT, HERE, self.home] + list(kinds)
+        env = dict(os.environ, LLAMACTL_UNDER_TEST=PROGRAM)
+        report = load(subprocess.check_output(command, env=env, cwd=self.home).decode())
+        self.assertEqual(sorted(report), sorted(kinds))
+        for kind, (kills, complaints) in report.items():
+            self.assertEqual(complaints, [], kind)
+            self.assertGreater(kills, least, kind)  # so many lines a write has at the least
+
+    def test_killed_at_every_line_of_a_change_of_the_store(self):
+        self.assert_survives(40, "store", "first store", "damaged store")
+
+    def test_killed_at_every_line_of_a_change_of_a_env_file(self):
+        self.assert_survives(30, "first env", "linked env")
+
+
+class FullDiskTest(DiskCase):
+    def setUp(self):
+        DiskCase.setUp(self)
+        self.cloud = self.cloud_server()
+        self.with_profile()
+        self.call(*self.ALWAYS_WRITERS[1])
+        self.call("environments", "use", self.url)
+        self.cloud.reset()
+
+    def test_the_disk_is_full_after_so_many_bytes(self):
+        before, size = file_bytes(self.store_path), os.path.getsize(self.store_path)
+        for limit in sorted({0, 1, size // 2, size - 1} | set(range(0, size, 97))):
+            for command in self.ALWAYS_WRITERS[:1] + (("auth", "token", "--api-key-file", "-"),):
+                with self.subTest(limit=limit, command=command), file_size_limit(limit):
+                    result = self.call(*command, stdin=KEY.encode())
+                    self.assert_one_error(result, 1, self.store_path)
+                self.assertEqual(file_bytes(self.store_path), before)
+                self.assertEqual(self.files(), STORE_FILES)
+        self.assertEqual(self.call(*self.ALWAYS_WRITERS[0]).code, 0)
+
+    def test_a_whole_process_on_a_full_disk(self):
+        with open(os.path.join(self.home, ".env"), "w") as file:
+            file.write("# a long line of mine\n" * 50)
+        before = {path: entry[3] for path, entry in tree(self.home).items()}
+        for blocks, command in ((0, self.ALWAYS_WRITERS[0]), (1, ("auth", "inject"))):
+            with self.subTest(command):
+                limited = ["sh", "-c", 'ulimit -f %d; exec "$@"' % blocks, "sh", sys.executable]
+                process = subprocess.Popen(
+                    limited + ["-B", PROGRAM] + list(command), env=self.env, cwd=self.home,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                out, err = process.communicate()
+                self.assert_one_error(self.note(process.returncode, out, err))
+                after = {path: entry[3] for path, entry in tree(self.home).items()}
+                self.assertEqual(after, before)
+
+    def test_a_full_disk_tears_no_env_file(self):
+        path = os.path.join(self.home, ".env")
+        content = b"# mine\n" * 30
+        for before in (content, None):
+            for limit in (0, 1, 50, len(content)):
+                with self.subTest(limit=limit, before=before):
+                    if before:
+                        with open(path, "wb") as file:
+                            file.write(before)
+                    with file_size_limit(min(limit, 100) if before is None else limit):
+                        result = self.call("auth", "inject", "--env-file", path)
+                    self.assert_one_error(result, 1, path)
+                    self.assertEqual(content_of(path), before)
+                    self.assertEqual(sorted(os.listdir(self.home)),
+                                     sorted(["conf"] + [".env"] * bool(before)))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def test_nothing_is_asked_of_a_server_before_the_store_is_proven_writable(self):
+        for command in (("auth", "login"), ("auth", "login", "--start"),
+                        ("auth", "token", "--api-key-file", "-")):
+            with self.subTest(command), file_size_limit(200):
+                self.assert_one_error(self.call(*command, stdin=KEY.encode()))
+                self.assertEqual(self.cloud.requests, [])
+
+    def test_a_logout_that_cannot_be_stored_ends_nothing_on_the_server(self):
+        login = self.log_in()
+        self.cloud.reset()
+        with file_size_limit(200):
+            for command in (("auth", "logout", "dev@example.com"), ("auth", "logout", "--all"),
+                            ("environments", "delete", self.url)):
+                with self.subTest(command):
+                    self.assert_one_error(self.call(*command))
+        self.assertEqual([r for r in self.cloud.requests if r.method != "GET"], [])
+        self.assertEqual(self.profiles()["dev@example.com"], login)
+
+    def test_a_folder_that_is_read_only(self):
+        before = tree(self.home)
+        for number in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
+            for command in self.WRITERS:
+                with self.subTest(errno.errorcode[number], command=command):
+                    with opening_fails(is_for_writing, number):
+                        self.assert_one_error(self.call(*command), 1, self.folder)
+                    self.assertEqual(tree(self.home), before)
+
+    def test_no_home(self):
+        """Missing, impossible or unknown: reading works, writing says where it failed."""
+        del self.env["LLAMACTL_CONFIG_DIR"]
+        blocked = os.path.join(self.home, "file")
+        with open(blocked, "w") as file:
+            file.write("not a folder")
+        unknown = unittest.mock.patch("pwd.getpwuid", side_effect=KeyError("uid not found"))
+        nothing = contextlib.ExitStack()
+        blocked_home = os.path.join(blocked, "home")
+        cases = (
+            (os.path.join(self.home, "missing", "deep"), nothing, False),
+            (blocked_home, nothing, True),
+            ("relative", nothing, True),
+            (None, unknown, True),
+        )
+        for home, surroundings, fails in cases:
+            self.env.pop("HOME", None)
+            self.env.update({"HOME": home} if home else {})
+            before = tree(self.home)
+            with surroundings:
+                for command in self.OFFLINE_READERS[:4] if home != blocked_home else ():
+                    with self.subTest(home=home, command=command):
+                        result = self.call(*command)
+                        self.assertIn(result.code, (0, 4), result.err)
+                        self.assertEqual(tree(self.home), before)
+                with self.subTest(home=home, command="of variables"):
+                    result = self.call("projects", "get", env=self.of_variables())
+                    self.assertEqual(result.code, 0, result.err)
+                for command in self.ALWAYS_WRITERS:
+                    with self.subTest(home=home, command=command):
+                        result = self.call(*command)
+                        if fails:
+                            self.assert_one_error(result)
+                            self.assertEqual(tree(self.home), before)
+                        else:
+                            self.assertEqual(result.code, 0, result.err)
+
+
+# ==================================================================================================
+# files: crowds
+# ==================================================================================================
+
+
+class CrowdTest(DiskCase):
+    def setUp(self):
+        DiskCase.setUp(self)
+        self.cloud = self.cloud_server()
+
+    def start_all(self, commands):
+        """A process for each command, all at once; killed at the end if need be."""
+        processes = [self.spawn(*command, stdin=subprocess.DEVNULL) for command in commands]
+        for process in processes:
+            self.addCleanup(self.stop, process)
+        return processes
+
+    def stop(self, process):
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+    def finish_all(self, processes):
+        results = []
+        for process in processes:
+            out, err = process.communicate()
+            results.append(self.note(process.returncode, out, err))
+        self.assertEqual([r.err for r in results if r.code], [])
+        return results
+
+    def test_32_processes_of_auth_token_while_readers_read(self):
+        keys = ["llx-CANARY-0123456789abcdef-%04d" % number for number in range(32)]
+        for key in keys:
+            self.cloud.add_key(key)
+        processes = self.start_all(
+            ("auth", "token", "--project", "proj-alpha", "--api-key", key) for key in keys)
+        reader, seen, readings = llamactl.Store(self.folder, self.fail), 0, 0
+        while any(process.poll() is None for process in processes):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the writers need the CPUs too
+                processes[-1].wait(0.002)
+            with open(self.store_path, "rb") as file:  # as any other program would read it
+                count = len(json.loads(file.read().decode())["environments"][self.url]["profiles"])
+            now = len(reader.load()["environments"][self.url]["profiles"])
+            self.assertLessEqual(seen, count)
+            self.assertLessEqual(count, now)
+            seen, readings = now, readings + 1
+        self.finish_all(processes)
+        self.assertGreater(readings, 10)
+        profiles = self.profiles()
+        self.assertEqual(sorted(profile["api_key"] for profile in profiles.values()), keys)
+        self.assertEqual(sorted(profiles), ["llx-%04d" % number for number in range(32)])
+        self.assertEqual(self.files(), STORE_FILES)
+
+    def test_16_commands_of_an_expired_login_refresh_nothing(self):
+        login = self.log_in(expired=True)
+        self.cloud.reset()
+        refreshes = self.cloud.refreshes
+        results = self.finish_all(self.start_all([("projects", "get", "-o", "json")] * 16))
+        self.assertEqual([len(load(result.out)) for result in results], [2] * 16)
+        self.assertEqual({request.path for request in self.cloud.requests},
+                         {"/api/v1beta1/deployments/list-projects"})
+        self.assertEqual((len(self.cloud.requests), self.cloud.refreshes), (16, refreshes))
+        self.assertEqual(self.profiles()["dev@example.com"], login)
+
+    def test_eight_logouts_of_one_login(self):
+        login = self.log_in(expired=True)
+        refreshes, receive = self.cloud.refreshes, self.cloud.receive
+        # Each has found the profile by the time that it asks for the provider. None gets an
+        # answer before all have asked, so that none comes too late to take part.
+        all_here = threading.Barrier(8)
+
+        def receive_together(request):
+            if request.path.endswith("/oidc/discovery"):
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    all_here.wait(9)
+            return receive(request)
+
+        with unittest.mock.patch.object(self.cloud, "receive", receive_together):
+            self.finish_all(self.start_all([("auth", "logout", "dev@example.com")] * 8))
+        self.assertFalse(all_here.broken)
+        self.assertLessEqual(self.cloud.refreshes - refreshes, 1)
+        self.assertEqual(self.cloud.reuse_detected, 0)
+        self.assertNotIn(login["api_key"], self.cloud.keys_alive())
+        self.assertTrue(self.cloud.logins[0]["revoked"])
+        self.assertEqual(self.profiles(), {})
+        self.assert_nowhere(login["api_key"], login["refresh_token"], login["access_token"])
+
+    def test_the_rotated_token_is_on_disk_before_its_access_token_is_used(self):
+        login, stored = self.log_in(expired=True), []
+        receive = self.cloud.receive
+
+        def look_at_the_disk(request):
+            if request.method == "DELETE":
+                stored.append((request.headers["authorization"], self.profiles()))
+            return receive(request)
+
+        with unittest.mock.patch.object(self.cloud, "receive", look_at_the_disk):
+            self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
+        (bearer, profiles), = stored
+        profile = profiles["dev@example.com"]
+        self.assertEqual(bearer, "Bearer " + profile["access_token"])
+        self.assertNotEqual(profile["refresh_token"], login["refresh_token"])
+        self.assertFalse(self.cloud.refresh_tokens[profile["refresh_token"]]["used"])
+
+    def test_a_crowd_with_the_lock_held_by_a_killed_process(self):
+        """The kernel lets go of a dead process's lock; what it left is removed."""
+        self.with_profile()
+        holder = subprocess.Popen(
+            [sys.executable, "-c", "import fcntl, sys, time\nf = open(sys.argv[1], 'w')\n"
+             "fcntl.flock(f, fcntl.LOCK_EX)\nprint(1, flush=True)\ntime.sleep(60)",
+             self.store_path + ".lock"], stdout=subprocess.PIPE)
+        self.addCleanup(holder.stdout.close)
+        self.assertEqual(holder.stdout.read(1), b"1")
+        writer = self.start_all([("auth", "logout", "main")])
+        holder.kill()
+        holder.wait()
+        self.finish_all(writer)
+        self.assertEqual(self.profiles(), {})
+
+
+# ==================================================================================================
+# files: what a logout leaves
+# ==================================================================================================
+
+
+class LeakTest(DiskCase):
+    def setUp(self):
+        DiskCase.setUp(self)
+        self.cloud = self.cloud_server()
+
+    def leave_over(self, name, content=None):
+        path = os.path.join(self.folder, name)
+        with open(path, "wb") as file:
+            file.write(file_bytes(self.store_path) if content is None else content)
+        return path
+
+    def test_nothing_of_an_api_key_is_left(self):
+        for command in (("auth", "logout", "main"), ("auth", "logout", "--all"),
+                        ("environments", "delete", self.url)):
+            for left_over in (False, True):
+                with self.subTest(command=command, left_over=left_over):
+                    self.with_profile()
+                    if left_over:
+                        self.leave_over("profiles.json.new")
+                    self.cloud.reset()
+                    self.assertEqual(self.call(*command).code, 0)
+                    self.assert_nowhere(KEY)
+                    self.assertEqual(self.cloud.requests, [])  # it needs no network
+
+    def test_nothing_of_a_login_is_left(self):
+        for command in (("auth", "logout", "dev@example.com"), ("auth", "logout", "--all"),
+                        ("environments", "delete", self.url)):
+            with self.subTest(command):
+                self.write_store({})
+                login = self.log_in()
+                self.leave_over("profiles.json.new")
+                self.assertEqual(self.call(*command).code, 0)
+                self.assert_nowhere(login["api_key"], login["refresh_token"],
+                                    login["access_token"], "at-CANARY", "rt-CANARY", "llx-CANARY")
+                self.assertNotIn(login["api_key"], self.cloud.keys_alive())
+                self.assertTrue(self.cloud.logins[-1]["revoked"])
+
+    def test_nothing_of_a_login_is_left_when_the_server_fails(self):
+        for kind in ("silence", "status", "garbage"):
+            with self.subTest(kind):
+                self.write_store({})
+                login = self.log_in(expired=kind == "status")
+                path = "/api/v1/api-keys/" + login["api_key_id"]
+                self.cloud.reset()
+                self.cloud.fault(path, kind, times=9)
+                result = self.call("auth", "logout", "dev@example.com", "--quiet")
+                self.assert_one_error(result, 1, login["api_key_id"])
+                self.assertEqual(self.cloud.count("DELETE", path), 1)  # tried once
+                self.assert_nowhere(login["api_key"], "at-CANARY", "rt-CANARY", "llx-CANARY")
+                self.cloud.reset()
+
+    def test_a_damaged_copy_that_remains_is_named(self):
+        for with_key in (True, False):
+            with self.subTest(with_key=with_key):
+                self.with_profile()
+                copy = self.leave_over("profiles.json.damaged-20200101T000000Z",
+                                       None if with_key else b"{")
+                before = file_bytes(copy)
+                result = self.call("auth", "logout", "main")
+                self.assertEqual(result.code, 0)
+                self.assertEqual(
+                    sum(copy in line for line in self.warnings_of(result)), 1, result.err)
+                self.assertEqual(file_bytes(copy), before)
+
+    def test_a_copy_of_the_official_client_that_remains_is_named(self):
+        self.with_profile()
+        path = self.leave_over("profiles.db")
+        self.assertIn(path, self.call("auth", "logout", "main").err)
+        self.with_profile()
+        self.leave_over("profiles.db", b"another key")
+        self.assertNotIn(path, self.call("auth", "logout", "main").err)
+
+    def test_logging_out_of_one_keeps_the_others(self):
+        self.with_profile()
+        self.call("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "p",
+                  "--name", "other")
+        other = self.profiles()["other"]
+        self.assertEqual(self.call("auth", "logout", "main").code, 0)
+        self.assertEqual(self.profiles(), {"other": other})
+        self.assert_nowhere(KEY)
+
+    def test_logout_all_ends_every_profile_of_every_environment(self):
+        login = self.log_in()
+        self.call("auth", "token", "--no-verify", "--api-key", KEY, "--project", "p")
+        self.call(*self.ALWAYS_WRITERS[1])
+        self.call(*self.ALWAYS_WRITERS[0])
+        self.assertEqual(self.call("auth", "logout", "--all").code, 0)
+        self.assertEqual([record["profiles"] for record in self.stored().values()], [{}, {}])
+        self.assertNotIn(login["api_key"], self.cloud.keys_alive())
+        self.assert_nowhere(KEY, OTHER_KEY, login["api_key"], login["refresh_token"])
+
+    def test_deleting_an_environment_keeps_the_others(self):
+        self.with_profile()
+        self.call(*self.ALWAYS_WRITERS[1])
+        self.call(*self.ALWAYS_WRITERS[0])
+        self.assertEqual(self.call("environments", "delete", self.url).code, 0)
+        self.assertEqual(list(self.stored()), ["https://other.example.com"])
+        self.assertEqual(self.call("auth", "get", "-o", "json").out.count("llx-abcd"), 1)
+        self.assertEqual(self.call("environments", "delete", "https://other.example.com").code, 0)
+        self.assertEqual(load(self.call("config", "-o", "json").out)["environment"], DEFAULT_URL)
+        self.assert_nowhere(KEY, OTHER_KEY)
+
+    def test_exec_puts_no_secret_on_a_command_line(self):
+        self.with_profile()
+        script = 'printf "%s\\n" "$0" "$@"; test -n "$LLAMA_CLOUD_API_KEY"'
+        result = self.process("auth", "exec", "--", "sh", "-c", script, "zero", "one two", "")
+        self.assertEqual((result.code, result.out), (0, "zero\none two\n\n"))
+
+    def test_a_browser_gets_no_secret_on_its_command_line(self):
+        browser = os.path.join(self.home, "browser")
+        with open(browser, "w") as file:
+            file.write('#!/bin/sh\nprintf "%s\\n" "$@" > "$0.arguments"; env > "$0.variables"\n')
+        os.chmod(browser, 0o700)
+        env = {"DISPLAY": ":9", "BROWSER": browser + " %s"}
+        result = self.process("auth", "login", "--project", "proj-alpha", env=env)
+        self.assertEqual(result.code, 0, result.err)
+        arguments = file_bytes(browser + ".arguments").decode()
+        self.assertTrue(arguments.startswith(self.url + "/oidc/device?user_code="), arguments)
+        # that no secret is in what the browser saw is checked at the end of every test
+
+
+# ==================================================================================================
+# files: profiles, their names, and which one is current
+# ==================================================================================================
+
+
+class ProfilesTest(DiskCase):
+    def setUp(self):
+        DiskCase.setUp(self)
+        self.cloud = self.cloud_server()
+
+    def token(self, key, project="proj-alpha", *more):
+        self.cloud.add_key(key)
+        return self.call("auth", "token", "--api-key", key, "--project", project, *more)
+
+    def current(self, url=None):
+        return self.stored()[url or self.url]["current_profile"]
+
+    def test_auto_made_names_are_safe_and_show_four_characters_at_most(self):
+        for key in (KEY, "llx-CANARY-0123456789$(a)", "llx-CANARY-0123456789';*&",
+                    "llx-CANARY-0123456789-~~~", "llx-abcd", "abc", "x", "llx-CANARY-ab\\`c"):
+            with self.subTest(key):
+                self.write_store({})
+                self.assertEqual(self.token(key).code, 0)
+                name, = self.profiles()
+                self.assertEqual(shlex.quote(name), name)
+                self.assertRegex(name, "^llx-")
+                for start in range(len(key) - 4):
+                    self.assertNotIn(key[start:start + 5], name[len("llx-"):])
+        self.write_store({})
+        self.token(KEY)
+        self.assertEqual(list(self.profiles()), ["llx-wxyz"])
+
+    def test_a_login_is_named_after_its_user(self):
+        for sub, email, expected in (
+                ("user-1", "dev@example.com", "dev@example.com"),
+                ("user-1", "dev.ops+ci@example.com", "dev.ops+ci@example.com"),
+                ("user-1", None, "user-1"), ("user-1", "", "user-1"),
+                ("auth0|7 'x", "o'neil;rm -rf@example.com", None), ("; $(x)", None, None),
+                ("\u0436", None, None), ("--all", None, None)):
+            with self.subTest(sub=sub, email=email):
+                self.write_store({})
+                self.cloud.auto_approve = {"sub": sub, "email": email}
+                result = self.call("auth", "login", "--project", "proj-alpha")
+                self.assertEqual(result.code, 0, result.err)
+                name, = self.profiles()
+                self.assertEqual(shlex.quote(name), name)
+                self.assertNotEqual(name[0], "-")
+                if expected:
+                    self.assertEqual(name, expected)
+
+    def test_taken_names_and_the_same_key_again(self):
+        twin = "llx-CANARY-another-key-wxyz"
+        for step, (key, project, expected) in enumerate((
+                (KEY, "proj-alpha", "llx-wxyz"), (twin, "proj-alpha", "llx-wxyz-2"),
+                (KEY, "proj-alpha", "llx-wxyz"), (KEY, "proj-beta", "llx-wxyz-3"),
+                (twin, "proj-alpha", "llx-wxyz-2"))):
+            with self.subTest(step=step):
+                self.assertEqual(self.token(key, project).code, 0)
+                self.assertEqual(self.current(), expected)
+        self.assertEqual(len(self.profiles()), 3)
+
+    def test_two_users_with_one_address_are_two_profiles(self):
+        for sub in ("user-1", "user-2", "user-1"):
+            self.cloud.auto_approve = {"sub": sub, "email": "dev@example.com"}
+            self.assertEqual(self.call("auth", "login", "--project", "proj-alpha").code, 0)
+        self.assertEqual({name: profile["sub"] for name, profile in self.profiles().items()},
+                         {"dev@example.com": "user-1", "dev@example.com-2": "user-2"})
+
+    def test_a_chosen_name_replaces_a_key_but_no_login(self):
+        self.assertEqual(self.token(KEY, "proj-alpha", "--name", "ci").code, 0)
+        self.assertEqual(self.token(OTHER_KEY, "proj-beta", "--name", "ci").code, 0)
+        profile = self.profiles()["ci"]
+        self.assertEqual((profile["api_key"], profile["project_id"]), (OTHER_KEY, "proj-beta"))
+        self.assert_nowhere(KEY)
+        self.log_in()
+        before = file_bytes(self.store_path)
+        self.cloud.reset()
+        self.assert_one_error(self.token(KEY, "proj-alpha", "--name", "dev@example.com"))
+        self.assertEqual((self.cloud.requests, file_bytes(self.store_path)), ([], before))
+
+    def test_the_current_profile_is_one_for_each_environment(self):
+        other = "https://other.example.com"
+        self.token(KEY, "proj-alpha", "--name", "here")
+        self.call("environments", "add", other, "--no-verify")
+        self.call("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "p",
+                  "--name", "there")
+        self.call("environments", "use", self.url)
+        self.assertEqual((self.current(), self.current(other)), ("here", "there"))
+        self.call("environments", "use", other)
+        self.assertEqual(load(self.call("config", "-o", "json").out)["profile"], "there")
+        self.call("environments", "use", self.url)
+        self.assertEqual(load(self.call("config", "-o", "json").out)["profile"], "here")
+        self.assertEqual(self.call("auth", "logout", "here").code, 0)
+        self.assertEqual((self.current(), self.current(other)), (None, "there"))
+
+    def test_deleting_another_profile_keeps_the_selection(self):
+        self.token(OTHER_KEY)
+        self.token(KEY)
+        self.assertEqual(self.call("auth", "logout", "llx-abcd").code, 0)
+        self.assertEqual(self.current(), "llx-wxyz")
+
+    def test_the_project_name_is_stored_when_it_is_chosen(self):
+        self.token(KEY)
+        self.assertEqual(self.call("projects", "use", "proj-beta").code, 0)
+        self.cloud.reset()
+        shown = load(self.call("config", "-o", "json").out)
+        self.assertEqual((shown["project_id"], shown["project_name"]), ("proj-beta", "Beta"))
+        self.assertEqual(self.cloud.requests, [])
+
+    def test_ten_thousand_profiles(self):
+        profile = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"}
+        self.write_store({"p%05d" % number: profile for number in range(10000)}, "p00001")
+        rows = load(self.call("auth", "get", "-o", "json").out)
+        self.assertEqual((len(rows), rows[-1]["name"]), (10000, "p09999"))
+        self.assertEqual(self.call("auth", "logout", "p00001").code, 0)
+        self.assertEqual(self.call("auth", "use", "p09999").code, 0)
+        self.assertEqual((len(self.profiles()), self.current()), (9999, "p09999"))
+
+
+# ==================================================================================================
+# commands: auth import
+# ==================================================================================================
+
+
+OFFICIAL_TABLES = (
+    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
+    " api_key_id TEXT, device_oidc TEXT, id TEXT, PRIMARY KEY (name, api_url))",
+    "CREATE TABLE environments (api_url TEXT, requires_auth INTEGER, min_llamactl_version)",
+    "CREATE TABLE settings (key, value)",
+)
+OLD_OFFICIAL_TABLES = (
+    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
+    " PRIMARY KEY (name, api_url))",
+) + OFFICIAL_TABLES[1:]
+
+
+class ImportCase(DiskCase):
+    URL = "https://llama.example.com"
+    IMPORT = ("auth", "import", "--from-official")
+
+    def setUp(self):
+        DiskCase.setUp(self)
+        self.url = self.URL
+        os.mkdir(self.folder, 0o700)
+        self.path = os.path.join(self.folder, "profiles.db")
+
+    def may_hold_secrets(self, path):
+        return "profiles.db" in path or DiskCase.may_hold_secrets(self, path)
+
+    def assert_import_fails(self, names, code=1):
+        before = tree(self.home)
+        self.assert_one_error(self.call(*self.IMPORT), code, names)
+        self.assertEqual(tree(self.home), before)
+
+
+class ImportWithoutSqliteTest(ImportCase):
+    def test_a_python_without_sqlite3_says_so(self):
+        with open(self.path, "wb") as file:
+            file.write(b"SQLite format 3\0")
+        with unittest.mock.patch.dict(sys.modules, {"sqlite3": None}):
+            self.assert_import_fails("sqlite3")
+
+    def test_get_hints_at_it_where_there_is_nothing_of_ours(self):
+        hint = "hint: llamactl auth import --from-official"
+        self.assertNotIn(hint, self.call("auth", "get").err)
+        with open(self.path, "wb") as file:
+            file.write(b"anything")
+        self.assertIn(hint, self.call("auth", "get").err)
+        self.call(*self.ALWAYS_WRITERS[0])
+        self.assertNotIn(hint, self.call("auth", "get").err)
+
+    def test_import_must_say_where_from(self):
+        before = tree(self.home)
+        self.assert_one_error(self.call("auth", "import"), 2)
+        self.assertEqual(tree(self.home), before)
+
+
+class ImportTest(ImportCase):
+    LOGIN = json.dumps({
+        "email": "dev@example.com", "user_id": "user-1", "device_name": "laptop",
+        "device_access_token": "at-CANARY-official", "device_refresh_token": "rt-CANARY-official"})
+    ROWS = (
+        ("work", "https://llama.example.com", "proj-alpha", KEY, None, None, "id-1"),
+        ("dev@example.com", "https://llama.example.com", "proj-beta", OTHER_KEY, "key-7", LOGIN,
+         "id-2"),
+        ("local", "http://localhost:8011", "proj-local", None, None, None, "id-3"),
+    )
+    ENVIRONMENTS = (("https://llama.example.com", 1, "0.4.0"), ("http://localhost:8011", 0, None))
+    SETTINGS = (("current_profile", "dev@example.com"),
+                ("current_environment_api_url", "https://llama.example.com"))
+
+    def official(self, rows=ROWS, environments=ENVIRONMENTS, settings=SETTINGS,
+                 tables=OFFICIAL_TABLES, journal="delete"):
+        """The official client's database; returns the open connection."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        database = sqlite3.connect(self.path)
+        database.execute("PRAGMA synchronous = off")
+        database.execute("PRAGMA journal_mode = " + journal).fetchall()  # PyPy waits for its end
+        for statement in tables:
+            database.execute(statement)
+        for table, content in (("profiles", rows), ("environments", environments),
+                               ("settings", settings)):
+            for row in content:
+                marks = ", ".join("?" * len(row))
+                database.execute("INSERT INTO %s VALUES (%s)" % (table, marks), row)
+        database.commit()
+        self.addCleanup(database.close)
+        return database
+
+    def closed(self, **options):
+        self.official(**options).close()
+
+    def official_files(self):
+        """The official client's files; readers of a live log share its index, "-shm"."""
+        return {path: None if path.endswith("-shm") else entry
+                for path, entry in tree(self.home).items() if "profiles.db" in path}
+
+    def take_over(self):
+        before = self.official_files()
+        result = self.call(*self.IMPORT)
+        self.assertEqual(self.official_files(), before)
+        return result
+
+    def forget(self):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.store_path)
+
+    def names(self, url=None):
+        return sorted(self.stored().get(url or self.url, {"profiles": ()})["profiles"])
+
+    def test_everything_is_taken_over_and_said(self):
+        self.closed()
+        result = self.take_over()
+        self.assertEqual((result.code, result.out), (0, ""), result.err)
+        for name, *_ in self.ROWS:
+            self.assertIn(name, result.err)
+        stored = self.stored()
+        self.assertEqual(set(stored), {url for url, _, _ in self.ENVIRONMENTS})
+        self.assertFalse(stored["http://localhost:8011"]["requires_auth"])
+        expected = {("work", "token", KEY, "proj-alpha"),
+                    ("dev@example.com", "token", OTHER_KEY, "proj-beta"),
+                    ("local", "none", None, "proj-local")}
+        self.assertEqual(expected, {
+            (name, profile["auth_type"], profile.get("api_key"), profile["project_id"])
+            for record in stored.values() for name, profile in record["profiles"].items()})
+        shown = load(self.call("config", "-o", "json").out)
+        self.assertEqual((shown["environment"], shown["profile"]), (self.url, "dev@example.com"))
+        self.assertEqual(mode_of(self.store_path), "0o600")
+
+    def test_a_login_arrives_without_what_would_end_it(self):
+        self.closed()
+        self.take_over()
+        text = file_bytes(self.store_path).decode()
+        for word in ("at-CANARY", "rt-CANARY", "key-7", "user-1", "laptop"):
+            self.assertNotIn(word, text)
+        with unittest.mock.patch.object(llamactl.Client, "send", side_effect=AssertionError):
+            self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
+
+    def test_twice_is_the_same_as_once(self):
+        self.closed()
+        self.take_over()
+        once = file_bytes(self.store_path)
+        result = self.take_over()
+        self.assertEqual((result.code, file_bytes(self.store_path)), (0, once))
+
+    def test_what_is_ours_already_stays(self):
+        key = "llx-CANARY-quite-another-one"
+        self.write_store({"work": {"auth_type": "token", "api_key": key, "project_id": "p"},
+                          "mine": {"auth_type": "token", "api_key": OTHER_KEY,
+                                   "project_id": "proj-beta"}}, "work")
+        self.closed()
+        for _ in range(2):
+            self.assertEqual(self.take_over().code, 0)
+            profiles = self.profiles()
+            self.assertEqual(sorted(profiles), ["mine", "work", "work-2"])
+            self.assertEqual([profiles[name]["api_key"] for name in ("work", "work-2")],
+                             [key, KEY])
+            self.assertEqual(self.stored()[self.url]["current_profile"], "work")
+
+    def test_old_databases_have_fewer_columns(self):
+        self.closed(rows=[row[:4] for row in self.ROWS], tables=OLD_OFFICIAL_TABLES)
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+
+    def test_an_open_database_with_a_write_ahead_log(self):
+        # the rows stand in the log alone while the official client has the file open
+        database = self.official(journal="wal")
+        self.assertGreater(os.path.getsize(self.path + "-wal"), 0)
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        database.close()
+
+    def test_a_closed_database_with_a_write_ahead_log(self):
+        self.closed(journal="wal")
+        self.assertEqual(sorted(os.listdir(self.folder)), ["profiles.db"])
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+
+    def test_a_write_ahead_log_that_a_crash_left(self):
+        self.official(journal="wal")
+        kept = {suffix: file_bytes(self.path + suffix) for suffix in ("", "-wal")}
+        shutil.rmtree(self.folder)
+        os.mkdir(self.folder, 0o700)
+        for suffix, content in kept.items():
+            with open(self.path + suffix, "wb") as file:
+                file.write(content)
+        before = tree(self.home)
+        result = self.call(*self.IMPORT)
+        left = {path for path in tree(self.home) if "profiles.json" not in path}
+        self.assertEqual(left, set(before))  # reading made no index beside it
+        self.assertEqual(self.official_files(), {path: entry for path, entry in before.items()
+                                                 if path != self.folder})
+        if result.code:
+            self.assert_one_error(result, 1, self.path)  # never an import of half the rows
+        else:
+            self.assertEqual(self.names(), ["dev@example.com", "work"])
+
+    def test_a_folder_with_an_odd_name(self):
+        self.folder = os.path.join(self.home, "we?ird %20#f;older\u00e9")
+        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
+        os.mkdir(self.folder, 0o700)
+        self.path = os.path.join(self.folder, "profiles.db")
+        self.store_path = os.path.join(self.folder, "profiles.json")
+        self.closed()
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+
+    def assert_left_out(self, rows):
+        """Each of ROWS, before a good one: it is warned about, and the good one arrives."""
+        for row in rows:
+            with self.subTest(row=row):
+                self.closed(rows=(row + (None, None, None), self.ROWS[0]))
+                self.forget()
+                result = self.take_over()
+                self.assertEqual(result.code, 0, result.err)
+                self.assertEqual(self.names(), ["work"])
+                self.assertEqual(len(self.warnings_of(result)), 1, result.err)
+
+    def test_rows_without_a_usable_key_or_project_are_left_out(self):
+        self.assert_left_out((
+            ("bad", self.URL, "p", None), ("bad", self.URL, "p", ""),
+            ("bad", self.URL, "p", "two words"), ("bad", self.URL, "p", "llx-CANARY-line\nbreak"),
+            ("bad", self.URL, "p", b"llx-CANARY-bytes"), ("bad", self.URL, None, OTHER_KEY),
+            ("bad", self.URL, b"\xff", OTHER_KEY),
+        ))
+
+    def test_rows_without_a_usable_url_are_left_out(self):
+        self.assert_left_out(
+            ("bad", url, "p", OTHER_KEY)
+            for url in (None, "", "not a URL", "ftp://example.com", b"https://llama.example.com"))
+
+    def test_names_and_logins_of_odd_types_do_no_harm(self):
+        rows = (
+            (None, self.URL, "p", OTHER_KEY, None, None, None),
+            (b"\xff", self.URL, "p", OTHER_KEY, None, None, None),
+            (7, self.URL, "p", 123456789012, None, None, None),
+            ("", self.URL, "p", OTHER_KEY, None, None, None),
+            ("\x1b[2Jevil\u202e\n", self.URL, "p", OTHER_KEY, None, None, None),
+            ("--all", self.URL, "p", OTHER_KEY, None, None, None),
+            ("odd", self.URL, "p q\n", OTHER_KEY, 7, "not JSON", b"\0"),
+            ("odd", self.URL, "", OTHER_KEY, b"\xff", 9, None),
+            ("odd", self.URL + "/", "p", OTHER_KEY, None, "[" * 5000, None),
+        )
+        for row in rows:
+            with self.subTest(row=row[:4]):
+                self.closed(rows=(row, self.ROWS[0]))
+                self.forget()
+                result = self.take_over()
+                self.assertEqual(result.code, 0, result.err)
+                self.assertIn("work", self.names())
+                self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
+                self.assertEqual(self.call("auth", "get").code, 0)
+
+    def test_odd_settings_and_environments_do_no_harm(self):
+        odd = (None, 7, 1.5, b"\xff", "", "not a URL", "file:///etc/passwd", "\x1b[2J")
+        for value in odd:
+            for kind in ("environment", "current environment", "current profile", "version"):
+                with self.subTest(kind=kind, value=value):
+                    environments, settings = self.ENVIRONMENTS, self.SETTINGS
+                    if kind == "environment":
+                        environments += ((value, value, None),)
+                    elif kind == "version":
+                        environments = ((self.URL, value, value),)
+                    else:
+                        changed = {"current environment": "current_environment_api_url",
+                                   "current profile": "current_profile"}[kind]
+                        settings = tuple((key, value if key == changed else other)
+                                         for key, other in settings)
+                    self.closed(environments=environments, settings=settings)
+                    self.forget()
+                    result = self.take_over()
+                    self.assertEqual(result.code, 0, result.err)
+                    self.assertEqual(self.names(), ["dev@example.com", "work"])
+                    for command in (("environments", "get"), ("config",), ("auth", "get")):
+                        self.assertEqual(self.call(*command).code, 0)
+
+    def test_text_that_is_not_utf_8(self):
+        self.closed(rows=(self.ROWS[0],))
+        database = sqlite3.connect(self.path)
+        database.execute("INSERT INTO profiles SELECT CAST(X'ff41' AS TEXT), api_url, 'q',"
+                         " CAST(X'ff42' AS TEXT), null, null, null FROM profiles")
+        database.commit()
+        database.close()
+        result = self.take_over()
+        self.assertIn(result.code, (0, 1))
+        if result.code:
+            self.assert_one_error(result, 1, self.path)
+        else:
+            self.assertEqual(self.names(), ["work"])
+
+    def test_what_is_no_database_of_the_official_client(self):
+        self.closed()
+        whole = file_bytes(self.path)
+        damaged = (b"", b"not a database", b"SQLite format 3\0", b"\0" * 4096,
+                   whole[:100], whole[:4096], whole[:100] + b"\xff" * 8000)
+        for content in damaged:
+            with self.subTest(content[:20]):
+                with open(self.path, "wb") as file:
+                    file.write(content)
+                self.assert_import_fails(self.path)
+        for missing in range(3):
+            with self.subTest(missing=missing):
+                tables = OFFICIAL_TABLES[:missing] + OFFICIAL_TABLES[missing + 1:]
+                kept = [content if number != missing else () for number, content in
+                        enumerate((self.ROWS, self.ENVIRONMENTS, self.SETTINGS))]
+                self.closed(tables=tables, rows=kept[0], environments=kept[1], settings=kept[2])
+                self.assert_import_fails(self.path)
+
+    def test_nothing_there(self):
+        self.assert_import_fails(self.path)
+        os.mkdir(self.path)
+        self.assert_import_fails(self.path)
+        os.rmdir(self.path)
+        os.mkfifo(self.path)
+        self.assert_one_error(self.process(*self.IMPORT, timeout=20), 1, self.path)
+        os.unlink(self.path)
+        shutil.rmtree(self.folder)
+        self.assert_import_fails(self.path)
+
+
+if sqlite3 is None:
+    del ImportTest
+
+
+# ==================================================================================================
+# network: every endpoint under every fault, hostile redirects, TLS, proxies, retries
+# ==================================================================================================
+
+CONTROL = "/api/v1beta1/deployments"
+VERSION = "/api/v1beta1/deployments-public/version"
+PROJECT_LIST = CONTROL + "/list-projects"
+ORGANIZATION_LIST = CONTROL + "/organizations"
+DISCOVERY = "/api/v1/auth/oidc/discovery"
+CONFIGURATION = "/oidc/.well-known/openid-configuration"
+DEVICE_CODE = "/oidc/device_authorization"
+TOKEN, JWKS, REVOKE = "/oidc/token", "/oidc/jwks", "/oidc/revoke"
+ME, API_KEYS, KEY_ID = "/api/v1/auth/me", "/api/v1/api-keys", "key-stored"
+LOGIN = ["auth", "login", "--project", "proj-alpha"]
+TOKEN_BOTH = ["auth", "token", "--api-key", OTHER_KEY, "--project", "proj-beta"]
+ELSEWHERE = "https://elsewhere.invalid"
+
+# How a command ends when one answer goes wrong: the kind's name -> its fault and exit code.
+# behaviour.md: 5 is worth another try, 4 is a rejected credential, any other no is 1.
+FAST_FAULTS = {
+    "refused": (None, {}, 5),
+    "reset": ("reset", {}, 5),
+    "close": ("close", {}, 5),
+    "truncated": ("truncated", {}, 5),
+    "short length": ("short_length", {}, 5),
+    "bad chunk": ("bad_chunk", {}, 5),
+    "html": ("html", {}, 5),
+    "not JSON": ("not_json", {}, 5),
+    "wrong shape": ("wrong_shape", {}, 5),
+    "huge": ("huge", {}, 5),
+    "deep": ("deep", {}, 5),
+    "401": ("status", {"status": 401}, 4),
+    "403": ("status", {"status": 403}, 1),
+    "404": ("status", {"status": 404}, 1),
+    "429": ("status", {"status": 429, "headers": {"retry-after": "0"}}, 5),
+    "429 for an hour": ("status", {"status": 429, "headers": {"retry-after": "3600"}}, 5),
+    "500": ("status", {"status": 500}, 5),
+    "503": ("status", {"status": 503}, 5),
+    "redirect": ("redirect", {}, 1),
+    "loop": ("loop", {}, 1),
+}
+SLOW_FAULTS = {
+    "silence": ("silence", {}, 5),
+    "drip": ("drip", {"delay": 0.05, "part": "all"}, 5),
+    "pause": ("pause", {}, 5),
+}
+# What is waited for with the endpoint that fails; all else has time enough on the busiest machine.
+SHORT_WAITS = {
+    "silence": {"ANSWER_TIMEOUT": 0.4, "PAUSE_TIMEOUT": 0.4, "WHOLE_TIMEOUT": 20},
+    "drip": {"ANSWER_TIMEOUT": 20, "PAUSE_TIMEOUT": 20, "WHOLE_TIMEOUT": 1},
+    "pause": {"ANSWER_TIMEOUT": 20, "PAUSE_TIMEOUT": 0.8, "WHOLE_TIMEOUT": 20},
+}
+# How often a GET is sent: twice more after a failed connection and after these refusals.
+GETS_SENT = {"reset": 3, "close": 3, "429": 3, "503": 3, "429 for an hour": 1, "500": 1, "401": 1,
+             "403": 1, "404": 1, "html": 1, "huge": 1, "silence": 1, "drip": 1, "pause": 1,
+             "redirect": 1, "refused": 0}
+# While polling, trouble on the way and a failing server are waited out.
+WAITED_OUT = dict.fromkeys(
+    ("refused", "reset", "close", "truncated", "bad chunk", "429", "429 for an hour", "500", "503",
+     "silence", "drip", "pause"), 0)
+# A login keeps its key where the server does not say that it is gone.
+KEY_KEPT = dict.fromkeys(set(FAST_FAULTS) | set(SLOW_FAULTS), 0)
+KEY_KEPT.update({"redirect": 1, "loop": 1})
+# A profile goes whatever the server says; what has no body cannot be cut or misread.
+KEY_MAY_WORK = dict.fromkeys(KEY_KEPT, 1)
+KEY_DELETED = dict(KEY_MAY_WORK, **dict.fromkeys(
+    ("truncated", "short length", "html", "not JSON", "wrong shape", "deep", "401", "404",
+     "pause"), 0))
+LOGGED_OUT = dict.fromkeys(KEY_KEPT, 0)
+
+Endpoint = collections.namedtuple("Endpoint", "path method argv start times codes")
+
+ENDPOINTS = {
+    "version": Endpoint(VERSION, "GET", ["environments", "add", "URL"], "elsewhere", 9, {}),
+    "version for organizations": Endpoint(
+        VERSION, "GET", ["organizations", "get"], "key", 9, {}),
+    "organizations": Endpoint(ORGANIZATION_LIST, "GET", ["organizations", "get"], "key", 9, {}),
+    "projects": Endpoint(PROJECT_LIST, "GET", ["projects", "get"], "key", 9, {}),
+    "project of a profile": Endpoint(
+        PROJECT_LIST, "GET", ["projects", "use", "proj-beta"], "key", 9, {}),
+    "projects of a key": Endpoint(
+        PROJECT_LIST, "GET", TOKEN_BOTH[:4], "key", 9, {"403": 4}),
+    "projects of a key, both flags": Endpoint(
+        PROJECT_LIST, "GET", TOKEN_BOTH, "key", 9, {"403": 4, "refused": 0, "silence": 0}),
+    "projects for the status": Endpoint(
+        PROJECT_LIST, "GET", ["auth", "status"], "key", 9,
+        {"403": 4, "404": 5, "redirect": 5, "loop": 5}),
+    "deployments": Endpoint(CONTROL, "GET", ["deployments", "get"], "key", 9, {}),
+    "deployment": Endpoint(
+        CONTROL + "/invoices", "GET", ["deployments", "get", "invoices"], "key", 9, {}),
+    "discovery": Endpoint(DISCOVERY, "GET", LOGIN, "key", 9, {}),
+    "configuration": Endpoint(CONFIGURATION, "GET", LOGIN, "key", 9, {}),
+    "device code": Endpoint(DEVICE_CODE, "POST", LOGIN, "key", 9, {}),
+    "poll": Endpoint(TOKEN, "POST", LOGIN, "key", 1, WAITED_OUT),
+    "JWKS": Endpoint(JWKS, "GET", LOGIN, "key", 9, {}),
+    "projects of a login": Endpoint(PROJECT_LIST, "GET", LOGIN, "key", 9, {}),
+    "me": Endpoint(ME, "GET", LOGIN, "login", 9, KEY_KEPT),
+    "new key": Endpoint(API_KEYS, "POST", LOGIN, "key", 9, {}),
+    "deleted key": Endpoint(
+        API_KEYS + "/" + KEY_ID, "DELETE", ["auth", "logout", "main"], "login", 1, KEY_DELETED),
+    "refresh": Endpoint(
+        TOKEN, "POST", ["auth", "logout", "main"], "expired", 9, KEY_MAY_WORK),
+    "revocation": Endpoint(
+        REVOKE, "POST", ["auth", "logout", "main"], "login", 9, LOGGED_OUT),
+    "discovery of an expired login": Endpoint(
+        DISCOVERY, "GET", ["auth", "logout", "main"], "expired", 9, KEY_MAY_WORK),
+}
+
+# Reads shares of cases from stdin and works on all shares at once, each in a process of its own,
+# since a silence must be waited for. Each share's results go to a file.
+SLOW_WORKER = """
+import io, json, os, ssl, sys, time, urllib.request
+shares, folder = json.load(sys.stdin)
+sys.path.insert(0, folder)
+import llamactl
+llamactl.RETRY_DELAYS, llamactl.DEFAULT_INTERVAL, send = (0, 0), 0.01, llamactl.Client.send
+
+def outcome(argv, environment, endpoint, waits):
+    llamactl.LOCKED_TIMEOUT = 2.0  # its beginning is not seen from here
+    def send_in_time(client, method, url, *rest, **options):
+        fails = url.partition("?")[0].endswith(endpoint)
+        for name, value in waits.items():
+            setattr(llamactl, name, value if fails else 20)
+        return send(client, method, url, *rest, **options)
+
+    llamactl.Client.send = send_in_time
+    os.environ.clear()
+    os.environ.update(environment)
+    out, err = io.BytesIO(), io.BytesIO()
+    sys.stdout = io.TextIOWrapper(out, "utf-8", write_through=True)
+    sys.stderr = io.TextIOWrapper(err, "utf-8", write_through=True)
+    started = time.monotonic()
+    code = llamactl.main(argv)
+    texts = [stream.getvalue().decode("utf-8") for stream in (out, err)]
+    return [code] + texts + [time.monotonic() - started]
+
+for path, cases in shares:
+    if os.fork() == 0:
+        with open(path, "w") as file:
+            json.dump([outcome(*case) for case in cases], file)
+        os._exit(0)
+for share in shares:
+    os.wait()
+"""
+
+
+class NetworkCase(Case):
+    """A stand-in, another origin that must hear nothing, and time-outs that luck cannot hit."""
+
+    def setUp(self):
+        Case.setUp(self)
+        self.cloud = self.cloud_server()
+        self.cloud.add_key(OTHER_KEY)
+        self.other = self.another_origin()
+        # a login that waits in vain, for want of a guard, fails instead of hanging
+        self.cloud.expires_in = self.other.cloud.expires_in = 5
+
+    def shrink(self):
+        # Where no answer is waited for in vain a long time-out costs nothing.
+        Case.shrink(self)
+        patcher = unittest.mock.patch.multiple(
+            llamactl, ANSWER_TIMEOUT=10.0, PAUSE_TIMEOUT=10.0, WHOLE_TIMEOUT=20.0,
+            LOCKED_TIMEOUT=8.0, MAX_RETRY_AFTER=30.0)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def another_origin(self, **options):
+        stand_in = StandIn(**options).start()
+        self.addCleanup(stand_in.stop)
+        return stand_in
+
+    def move(self, name):
+        """Go on in a home of its own, so that the cases of one test share nothing."""
+        self.folder = os.path.join(self.home, re.sub("[^a-z0-9]+", "-", name.lower()))
+        self.store_path = os.path.join(self.folder, "profiles.json")
+        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
+
+    def with_login(self, expired=False, **extra):
+        """A login that the provider knows, whose profile is `main`."""
+        login = {"sub": "user-1", "email": "dev@example.com", "client_id": "llamactl-cli",
+                 "scope": "email offline_access openid profile", "revoked": False}
+        tokens = self.cloud._tokens(login).body
+        key = "llx-CANARY-of-the-login-0123"
+        self.cloud.add_key(key)["id"] = KEY_ID
+        if expired:
+            self.cloud.expire_access_tokens()
+        profile = dict({
+            "auth_type": "oidc", "sub": "user-1", "issuer": self.cloud.base_url + "/oidc",
+            "email": "dev@example.com", "api_key_id": KEY_ID,
+            "access_token": tokens["access_token"], "refresh_token": tokens["refresh_token"],
+            "access_expires_at": time.time() + (-1 if expired else 300)}, **extra)
+        self.with_profile(key=key, **profile)
+        return profile
+
+    def start(self, how):
+        self.cloud.reset()
+        self.cloud.logins, self.cloud.devices = [], {}
+        if how == "key":
+            self.with_profile()
+        elif how == "elsewhere":
+            url, self.url = self.url, ELSEWHERE
+            self.with_profile()
+            self.url = url
+        else:
+            self.with_login(expired=how == "expired")
+
+    def bytes_stored(self):
+        with open(self.store_path, "rb") as file:
+            return file.read()
+
+    def error_of(self, result, code=None):
+        """The one line of error; every other line is one that a failing command may print."""
+        lines = result.err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        self.assertEqual(1, len(errors), result.err)
+        for line in lines:
+            self.assertRegex(line, r"\A((error|hint|warning): |(open|code|or) +\S|profile )")
+        if code is None:
+            self.assertNotEqual(0, result.code)
+        else:
+            self.assertEqual(code, result.code, result.err)
+        return errors[0]
+
+    def fails(self, *argv, code=None, **options):
+        """Run ARGV, which must fail in one line and leave the store as it was; that line."""
+        before = self.bytes_stored()
+        result = self.call(*argv, **options)
+        error = self.error_of(result, code)
+        self.assertEqual(before, self.bytes_stored())
+        return error
+
+    def succeeds(self, *argv, **options):
+        result = self.call(*argv, **options)
+        self.assertEqual(0, result.code, result.err)
+        return result
+
+    def paths_sent(self):
+        """What the stand-in was asked, in order, as `METHOD path`."""
+        return ["%s %s" % (request.method, request.path) for request in self.cloud.requests]
+
+
+def closed_port():
+    """A bound socket that does not listen: connections to its port are refused."""
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    return holder
+
+
+@contextlib.contextmanager
+def refusing(path, times=99):
+    """Requests to PATH alone meet a closed port, so that a login fails at any one step."""
+    real = http.client.HTTPConnection.request
+    left = [None] * times
+
+    def request(connection, method, url, *rest, **options):
+        if url.partition("?")[0].endswith(path) and left:
+            left.pop()
+            connection.port = holder.getsockname()[1]
+        return real(connection, method, url, *rest, **options)
+
+    with contextlib.closing(closed_port()) as holder:
+        with unittest.mock.patch.object(http.client.HTTPConnection, "request", request):
+            yield
+
+
+def certificate_file(folder):
+    path = os.path.join(folder, "trusted.pem")
+    with open(path, "w") as file:
+        file.write(TLS_CERTIFICATE)
+    return path
+
+
+class FaultMatrix(NetworkCase):
+    """Each endpoint x each fault: one line, the right code, the store as before, no credential
+    anywhere else."""
+
+    def setUp(self):
+        NetworkCase.setUp(self)
+        self.hasten(self.cloud)
+
+    def hasten(self, cloud):
+        """One ID token for all logins: a signature takes as long as all else together."""
+        tokens = []
+
+        def id_token(header, claims):
+            tokens.extend([] if tokens else [sign_jwt(header, claims, TEST_KEYS[0])])
+            return tokens[0]
+
+        cloud.id_token_override, cloud.interval = id_token, 0.001
+
+    def argv(self, endpoint):
+        return [self.url if word == "URL" else word for word in endpoint.argv]
+
+    def queue(self, endpoint, kind, fault, options):
+        # A poll whose answer is lost, but waited out, must not have used the code up.
+        self.cloud.pending_polls = 1 if endpoint.codes is WAITED_OUT and kind in WAITED_OUT else 0
+        if fault == "redirect":
+            options = dict(options, to=options.get("to", self.other.url) + endpoint.path)
+        if fault:
+            self.cloud.fault(endpoint.path, fault, endpoint.times, endpoint.method, **options)
+
+    def judge(self, endpoint, kind, code, result, before):
+        expected = endpoint.codes.get(kind, code)
+        if endpoint.argv[1] == "status" and expected in (4, 5):
+            self.assertEqual((expected, ""), (result.code, result.err))
+        elif expected:
+            self.error_of(result, expected)
+        else:
+            self.assertEqual(0, result.code, result.err)
+            self.assertNotIn("error:", result.err)
+        if endpoint.argv[1] == "logout":
+            self.assertEqual({}, self.profiles(), "a profile outlived its logout")
+        elif expected == 0:
+            self.judge_done(endpoint, kind, result)
+        else:
+            self.assertEqual(before, self.bytes_stored())
+        self.assertEqual([], self.other.cloud.requests)
+        self.judge_count(endpoint, kind)
+
+    def judge_done(self, endpoint, kind, result):
+        """The documented exceptions: what is stored although an answer went wrong."""
+        profile = self.profiles()[self.stored()[self.url]["current_profile"]]
+        if endpoint.argv == TOKEN_BOTH:
+            self.assertEqual((OTHER_KEY, "proj-beta"), (profile["api_key"], profile["project_id"]))
+            self.assertIn("warning: ", result.err)
+        elif endpoint.path == ME:
+            kept = profile["api_key_id"] == KEY_ID
+            # only a 401 says that the key is gone; another no would leave it behind, alive
+            self.assertEqual(kind != "401", kept)
+        self.assertIn(profile["api_key"], self.cloud.keys_alive() + [OTHER_KEY])
+
+    def judge_count(self, endpoint, kind):
+        sent = self.cloud.count(endpoint.method, endpoint.path)
+        if endpoint.method == "GET" and kind in GETS_SENT and "logout" not in endpoint.argv:
+            self.assertEqual(GETS_SENT[kind], sent)
+        elif endpoint.path == API_KEYS:
+            self.assertEqual(0 if kind == "refused" else 1, sent, "a key is created once")
+
+    def run_case(self, name, endpoint, kind):
+        fault, options, code = FAST_FAULTS[kind]
+        with self.subTest(endpoint=name, fault=kind):
+            self.start(endpoint.start)
+            self.queue(endpoint, kind, fault, options)
+            before = self.bytes_stored()
+            started = time.monotonic()
+            with contextlib.ExitStack() as stack:
+                if kind == "refused":
+                    stack.enter_context(refusing(endpoint.path, endpoint.times))
+                result = self.call(*self.argv(endpoint))
+            self.assertLess(time.monotonic() - started, 8)
+            self.judge(endpoint, kind, code, result, before)
+
+    def test_fast_faults(self):
+        for name, endpoint in ENDPOINTS.items():
+            for kind in FAST_FAULTS:
+                self.run_case(name, endpoint, kind)
+
+    def test_redirects_from_https_to_http(self):
+        secure = self.another_origin(tls=True)
+        self.cloud, self.url = secure.cloud, secure.url
+        self.cloud.add_key(KEY)
+        self.cloud.add_key(OTHER_KEY)
+        self.cloud.auto_approve = {}
+        self.hasten(self.cloud)
+        self.env["SSL_CERT_FILE"] = certificate_file(self.home)
+        for name, endpoint in ENDPOINTS.items():
+            self.run_case(name, endpoint, "redirect")
+
+    def test_slow_faults(self):
+        cases = [(name, kind) for name in ENDPOINTS for kind in SLOW_FAULTS]
+        places = [self.slow_case(name, kind) for name, kind in cases]
+        orders = [[argv, env, ENDPOINTS[name].path, SHORT_WAITS[kind]]
+                  for (name, kind), (_, argv, env, _) in zip(cases, places)]
+        paths = [os.path.join(self.home, "results-%d.json" % number) for number in range(22)]
+        shares = [(path, orders[number::22]) for number, path in enumerate(paths)]
+        task = json.dumps([shares, os.path.dirname(os.path.abspath(PROGRAM))])
+        worker = subprocess.Popen([sys.executable, "-c", SLOW_WORKER], stdin=subprocess.PIPE,
+                                  env=self.env, start_new_session=True)
+        try:
+            worker.communicate(task.encode("ascii"), timeout=30)
+        finally:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait()
+        for number, path in enumerate(paths):
+            with open(path) as file:
+                results = json.load(file)
+            for case, place, result in zip(cases[number::22], places[number::22], results):
+                self.judge_slow(case, place, result)
+
+    def slow_case(self, name, kind):
+        """A stand-in and a home for the case: (what to restore, argv, environment, store)."""
+        endpoint, (fault, options, _) = ENDPOINTS[name], SLOW_FAULTS[kind]
+        self.move(name + "-" + kind)
+        self.cloud = self.cloud_server()
+        self.cloud.add_key(OTHER_KEY)
+        self.hasten(self.cloud)
+        self.start(endpoint.start)
+        self.queue(endpoint, kind, fault, options)
+        restored = (self.cloud, self.url, self.folder, self.store_path)
+        return restored, self.argv(endpoint), dict(self.env), self.bytes_stored()
+
+    def judge_slow(self, case, place, result):
+        (name, kind), (restored, _, _, before) = case, place
+        with self.subTest(endpoint=name, fault=kind):
+            self.cloud, self.url, self.folder, self.store_path = restored
+            code, out, err, seconds = result
+            self.assertLess(seconds, 12)
+            result = self.note(code, out.encode(), err.encode())
+            self.judge(ENDPOINTS[name], kind, SLOW_FAULTS[kind][2], result, before)
+
+
+class Redirects(NetworkCase):
+    """behaviour.md: followed for a GET only, never to another scheme, host or port."""
+
+    def setUp(self):
+        NetworkCase.setUp(self)
+        self.with_profile()
+
+    def test_same_origin_is_followed_with_the_key(self):
+        for status in (301, 302, 303, 307, 308):
+            for to in (ORGANIZATION_LIST, self.url + ORGANIZATION_LIST, "organizations"):
+                with self.subTest(status=status, to=to):
+                    self.cloud.reset()
+                    self.cloud.fault(ORGANIZATION_LIST, "redirect", status=status,
+                                     to=to + "?again")
+                    self.succeeds("organizations", "get")
+                    sent = self.cloud.sent(ORGANIZATION_LIST)
+                    self.assertEqual(2, len(sent))
+                    self.assertEqual("Bearer " + KEY, sent[1].headers["authorization"])
+
+    def test_elsewhere_is_refused(self):
+        port = self.url.rpartition(":")[2]
+        for to in (self.other.url + "/", "http://localhost:%s/" % port, "//localhost:%s/" % port,
+                   "https://127.0.0.1:%s/" % port, "http://user@127.0.0.1:%s/" % port,
+                   "http://127.0.0.1/", "ftp://127.0.0.1:%s/" % port, "file:///etc/hostname",
+                   "data:application/json,{}", "javascript:alert(1)",
+                   "http://127.0.0.1:%s\\@localhost/" % port, "http://:0/",
+                   "http://127.0.0.1:99999999/", "%s/?key=%s" % (self.other.url, KEY)):
+            with self.subTest(to=to):
+                self.cloud.reset()
+                self.cloud.fault(PROJECT_LIST, "redirect", to=to)
+                self.fails("projects", "get", code=1)
+                self.assertEqual(1, len(self.cloud.requests))
+                self.assertEqual([], self.other.cloud.requests)
+
+    def test_a_location_that_cannot_be_read(self):
+        for to in ("http://[::1", "http://[::1]:port/", "\x00", "", "\u00e9://"):
+            with self.subTest(to=to):
+                self.cloud.reset()
+                self.cloud.fault(PROJECT_LIST, "redirect", 99, to=to)
+                self.fails("projects", "get", code=1)
+                self.assertLess(len(self.cloud.requests), 10)
+
+    def test_a_post_or_delete_is_never_repeated_elsewhere(self):
+        for path, argv in ((DEVICE_CODE, LOGIN), (TOKEN, LOGIN), (API_KEYS, LOGIN)):
+            for status in (301, 302, 303, 307, 308):
+                with self.subTest(path=path, status=status):
+                    self.cloud.reset()
+                    self.cloud.fault(path, "redirect", 9, to=path + "?again", status=status)
+                    self.fails(*argv, code=1)
+                    self.assertEqual(1, len(self.cloud.sent(path)))
+        self.with_login()
+        path = API_KEYS + "/" + KEY_ID
+        self.cloud.reset()
+        self.cloud.fault(path, "redirect", 9, to=path + "?again")
+        self.error_of(self.call("auth", "logout", "main"), 1)
+        self.assertEqual(1, len(self.cloud.sent(path)))
+
+
+class ServerWords(NetworkCase):
+    """What a server says in an error arrives, and only its harmless part."""
+
+    def setUp(self):
+        NetworkCase.setUp(self)
+        self.with_profile()
+
+    def error(self, status, body, **headers):
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.cloud.fault(PROJECT_LIST, "status", status=status, body=body, headers=headers)
+        return self.fails("projects", "get")
+
+    def test_status_detail_and_request_id(self):
+        error = self.error(422, {"detail": [{"loc": ["query"], "msg": "first wrong"},
+                                            {"loc": [], "msg": "second wrong"}, "third", None]})
+        for words in ("422", "first wrong", "second wrong", "req-"):
+            self.assertIn(words, error)
+        error = self.error(403, {"detail": "not for you"}, x_request_id=None,
+                           x_correlation_id="correlated-7")
+        for words in ("403", "not for you", "correlated-7"):
+            self.assertIn(words, error)
+
+    def test_a_gateway_without_json(self):
+        for body in ("<html><h1>Forbidden</h1></html>", "", b"\xff\xfe", "[" * 100000):
+            self.assertIn("418", self.error(418, body))
+
+    def test_hostile_words(self):
+        error = self.error(400, {"detail": "a\x1b[2J\x07\u202eb\nerror: forged\r\ud800"},
+                           x_request_id="r\x1b[31m")
+        self.assertNotRegex(error, "[\x00-\x1f\x7f-\x9f\u202e\ud800-\udfff]")
+
+    def test_an_echoed_key_is_masked(self):
+        # tearDown looks for the canary in all that was printed
+        for body in ({"detail": "no such key " + KEY}, {"detail": [{"msg": KEY}]}, {"error": KEY}):
+            self.assertIn("400", self.error(400, body, x_request_id=KEY))
+
+    def test_a_gateway_that_answers_a_poll(self):
+        # A 4xx is 1 whatever its body, and the error says which status it was.
+        self.cloud.fault(TOKEN, "status", status=403, body="<html>Blocked</html>")
+        self.assertIn("403", self.fails(*LOGIN, code=1))
+
+
+class TlsCase(NetworkCase):
+    """The environment is an https one."""
+
+    def setUp(self):
+        NetworkCase.setUp(self)
+        self.plain, secure = self.other, self.another_origin(tls=True)
+        self.cloud, self.url = secure.cloud, secure.url
+        self.cloud.add_key(KEY)
+        self.cloud.auto_approve, self.cloud.interval, self.cloud.expires_in = {}, 0.01, 5
+        self.pem = certificate_file(self.home)
+        self.with_profile()
+
+
+class Tls(TlsCase):
+    def test_unknown_certificate(self):
+        self.assertIn("TLS", self.fails("projects", "get", code=5))
+        self.assertEqual([], self.cloud.requests)
+
+    def test_verification_cannot_be_switched_off(self):
+        self.env["PYTHONHTTPSVERIFY"] = "0"
+        with unittest.mock.patch.object(ssl, "_create_default_https_context",
+                                        ssl._create_unverified_context):
+            self.fails("projects", "get", code=5)
+        self.assertEqual([], self.cloud.requests)
+
+    def test_wrong_host(self):
+        real = socket.getaddrinfo
+        port = int(self.url.rpartition(":")[2])
+        self.url = "https://elsewhere.invalid:%d" % port
+        self.with_profile()
+
+        def resolved(host, *rest, **options):
+            return real("127.0.0.1" if host == "elsewhere.invalid" else host, *rest, **options)
+
+        with unittest.mock.patch.object(socket, "getaddrinfo", resolved):
+            error = self.fails("projects", "get", code=5, env={"SSL_CERT_FILE": self.pem})
+        self.assertIn("TLS", error)
+        self.assertEqual([], self.cloud.requests)
+
+    def test_bundles(self):
+        for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+            with self.subTest(variable=name):
+                self.succeeds("projects", "get", env={name: self.pem})
+        # the more specific variable wins, and a wrong one is not passed over in silence
+        gone = os.path.join(self.home, "no-such.pem")
+        for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+            env = {"CURL_CA_BUNDLE": self.pem, name: gone}
+            error = self.fails("projects", "get", env=env)
+            self.assertIn(gone, error)
+            self.assertIn(name, error)
+
+    def test_whole_login_and_logout(self):
+        self.env["SSL_CERT_FILE"] = self.pem
+        self.succeeds(*LOGIN)
+        self.succeeds("auth", "logout", "dev@example.com")
+        self.assertEqual([KEY], self.cloud.keys_alive())
+
+    def test_no_handshake_counts_as_unanswered(self):
+        with contextlib.closing(socket.socket()) as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(5)
+            self.url = "https://127.0.0.1:%d" % listener.getsockname()[1]
+            self.write_store({})
+            with unittest.mock.patch.multiple(llamactl, ANSWER_TIMEOUT=0.2, PAUSE_TIMEOUT=0.2):
+                result = self.succeeds(*TOKEN_BOTH)
+        self.assertIn("warning: ", result.err)
+        self.assertEqual(1, len(self.profiles()))
+
+    def test_plain_http_behind_https_port(self):
+        port = self.plain.url.rpartition(":")[2]
+        self.url = "https://127.0.0.1:" + port
+        self.with_profile()
+        self.fails("projects", "get", code=5, env={"SSL_CERT_FILE": self.pem})
+        self.fails(*TOKEN_BOTH, code=5, env={"SSL_CERT_FILE": self.pem})
+
+
+class NamedUrls(TlsCase):
+    """Every URL that a server names must be https where the environment is; else exit 1 and
+    nothing sent."""
+
+    NAMES = ("device_authorization_endpoint", "token_endpoint", "jwks_uri", "revocation_endpoint")
+
+    def refused(self, url):
+        self.cloud.reset()
+        self.fails(*LOGIN, code=1)
+        self.assertEqual([], self.plain.cloud.requests, url)
+        paths = [request.path for request in self.cloud.requests]
+        self.assertEqual([], [path for path in paths if path not in (DISCOVERY, CONFIGURATION)])
+
+    def hostile(self, path):
+        plain, place = self.plain.url + path, self.url.partition("//")[2] + path
+        return [plain, plain.replace("http:", "HTTP:"), "file:///etc/hostname", "ftp://" + place,
+                "data:application/json,{}", "javascript:alert(1)", "//" + place, path,
+                "https://user:secret@" + place, "https:" + place, "https://" + place + "\n",
+                "https://" + place + " HTTP/1.1\r\nx: y", "", "https://", "gopher://" + place]
+
+    def test_discovery_url(self):
+        self.env["SSL_CERT_FILE"] = self.pem
+        for url in self.hostile(CONFIGURATION):
+            with self.subTest(url=url):
+                self.cloud.discovery_overrides = {"discovery_url": url}
+                self.refused(url)
+
+    def test_endpoints(self):
+        self.env["SSL_CERT_FILE"] = self.pem
+        for name in self.NAMES:
+            for url in self.hostile(self.cloud.configuration().body[name].rpartition("/")[2]):
+                with self.subTest(name=name, url=url):
+                    self.cloud.configuration_overrides = {name: url}
+                    self.refused(url)
+
+    def test_http_environment_may_name_http_but_nothing_else(self):
+        self.cloud, self.url = self.plain.cloud, self.plain.url
+        self.plain = self.another_origin()
+        self.with_profile()
+        for url in self.hostile(CONFIGURATION)[2:]:
+            with self.subTest(url=url):
+                self.cloud.discovery_overrides = {"discovery_url": url}
+                self.refused(url)
+
+    def test_no_url_at_all(self):
+        self.env["SSL_CERT_FILE"] = self.pem
+        for value in (None, 7, ["https://127.0.0.1/"], {}):
+            with self.subTest(value=value):
+                self.cloud.configuration_overrides = {"token_endpoint": value}
+                self.fails(*LOGIN)
+                self.assertEqual(0, self.cloud.count("POST", DEVICE_CODE))
+
+    def test_logout_sends_no_token_in_the_clear(self):
+        self.env["SSL_CERT_FILE"] = self.pem
+        for name in ("token_endpoint", "revocation_endpoint"):
+            with self.subTest(name=name):
+                self.with_login(expired=True)
+                self.cloud.configuration_overrides = {name: self.plain.url + TOKEN}
+                self.error_of(self.call("auth", "logout", "main"), 1)
+                self.assertEqual([], self.plain.cloud.requests)
+
+
+class Origins(NetworkCase):
+    """A provider on another origin hears of no API key, and the API of no refresh token."""
+
+    def test_each_credential_stays_at_home(self):
+        provider = StandIn(self.cloud).start()  # one state, two origins: tokens are valid at both
+        self.addCleanup(provider.stop)
+        self.cloud.access_token_lifetime = 1  # so that refreshing happens as well
+        self.succeeds(*LOGIN)
+        self.succeeds("auth", "logout", "dev@example.com")
+        self.assertGreater(self.cloud.refreshes, 0)
+        at_home = self.url.partition("//")[2]
+        for request in self.cloud.requests:
+            sent = str(request.headers) + request.body + str(request.query)
+            if request.headers["host"] == at_home:
+                self.assertTrue(request.path.startswith("/api/"), request.path)
+                for secret in ("rt-CANARY", "dc-CANARY"):
+                    self.assertNotIn(secret, sent)
+            else:
+                self.assertTrue(request.path.startswith("/oidc/"), request.path)
+                self.assertNotIn("authorization", request.headers)
+                for secret in ("llx-", "at-CANARY"):
+                    self.assertNotIn(secret, sent)
+        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+
+    def test_a_stored_key_goes_to_no_url_but_its_own(self):
+        self.with_profile()
+        result = self.call("projects", "get", env={"LLAMA_CLOUD_BASE_URL": self.other.url})
+        self.assertEqual(0, result.code, result.err)
+        self.assertEqual([], self.other.cloud.requests)
+
+    def test_user_agent(self):
+        self.succeeds(*LOGIN)
+        for request in self.cloud.requests:
+            self.assertRegex(request.headers["user-agent"], r"\Allamactl/[0-9.]+\Z")
+
+
+class Proxies(NetworkCase):
+    """As urllib reads the variables; the proxy's password is never shown."""
+
+    def setUp(self):
+        NetworkCase.setUp(self)
+        self.proxy, self.real_url = self.url, self.url
+        self.url = "http://llama.invalid"
+        self.with_profile()
+
+    def test_used(self):
+        for name in ("http_proxy", "HTTP_PROXY"):
+            with self.subTest(variable=name):
+                self.cloud.reset()
+                self.succeeds("projects", "get", env={name: self.proxy})
+                self.assertEqual(["llama.invalid"],
+                                 [r.headers["host"] for r in self.cloud.requests])
+
+    def test_password_is_sent_and_not_shown(self):
+        proxy = self.proxy.replace("//", "//somebody:CANARY-password@")
+        self.succeeds("projects", "get", env={"http_proxy": proxy})
+        expected = base64.b64encode(b"somebody:CANARY-password").decode("ascii")
+        self.assertEqual("Basic " + expected, self.cloud.requests[0].headers["proxy-authorization"])
+        result = self.succeeds("auth", "status", "--offline", env={"http_proxy": proxy})
+        self.assertIn(self.proxy.partition("//")[2], result.out)
+        self.assertNotIn("somebody", result.out + result.err)
+
+    def test_refused(self):
+        with contextlib.closing(closed_port()) as holder:
+            place = "127.0.0.1:%d" % holder.getsockname()[1]
+            for proxy in ("http://" + place, "http://somebody:CANARY-password@" + place):
+                with self.subTest(proxy=proxy):
+                    self.fails("projects", "get", code=5, env={"http_proxy": proxy})
+                    result = self.call("auth", "status", env={"http_proxy": proxy})
+                    self.assertEqual(5, result.code)
+            # the proxy is not asked for what NO_PROXY names
+            self.url = self.real_url
+            self.with_profile()
+            env = {"http_proxy": "http://" + place}
+            self.fails("projects", "get", code=5, env=env)
+            for exempt in ("127.0.0.1", "*"):
+                self.succeeds("projects", "get", env=dict(env, NO_PROXY=exempt, no_proxy=exempt))
+
+    def test_https_tunnel(self):
+        """The proxy sees a host and a port, no credential; its refusal is one line."""
+        self.url = "https://llama.invalid"
+        self.with_profile()
+        proxy = self.proxy.replace("//", "//somebody:CANARY-password@")
+        with warnings.catch_warnings():
+            # up to 3.9 http.client leaves the answer of a refused tunnel to the collector
+            warnings.simplefilter("ignore", ResourceWarning)
+            self.fails("projects", "get", code=5, env={"https_proxy": proxy})
+            gc.collect()
+        self.assertNotEqual([], self.cloud.requests)
+        for request in self.cloud.requests:
+            self.assertEqual("CONNECT", request.method)
+            self.assertNotIn("authorization", request.headers)
+            self.assertNotIn("CANARY", request.path + request.body)
+
+    def test_odd_proxies(self):
+        for proxy in ("socks5://127.0.0.1:1", "http://127.0.0.1:port", "http://", "::", "http://["):
+            with self.subTest(proxy=proxy):
+                self.fails("projects", "get", env={"http_proxy": proxy})
+
+
+class Retries(NetworkCase):
+    """Twice more for a GET, as the server asks up to 30 s; a key is created once."""
+
+    def setUp(self):
+        NetworkCase.setUp(self)
+        patcher = unittest.mock.patch.multiple(llamactl, RETRY_DELAYS=(0.5, 1.5))
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        self.slept = []
+
+    def send(self, method="GET", path=VERSION):
+        """What becomes of one request: its status, or the exit code of its failure."""
+        surroundings = llamactl.read_surroundings()
+        client = llamactl.Client(surroundings, lambda secret: None, self.slept.append)
+        try:
+            return client.send(method, self.url + path).status
+        except llamactl.Failure as failure:
+            return -failure.code
+
+    def test_delays(self):
+        asking = {"status": 503, "headers": {"retry-after": "7"}}
+        patient = {"status": 429, "headers": {"retry-after": "30"}}
+        impatient = {"status": 429, "headers": {"retry-after": "31"}}
+        endless = {"status": 503, "headers": {"retry-after": "9" * 12}}
+        odd = {"status": 503, "headers": {"retry-after": "-5"}}
+        table = [
+            ("reset", {}, 1, 200, [0.5]), ("reset", {}, 2, 200, [0.5, 1.5]),
+            ("reset", {}, 9, -5, [0.5, 1.5]), ("close", {}, 9, -5, [0.5, 1.5]),
+            ("status", {"status": 429}, 1, 200, [0.5]), ("status", {"status": 502}, 1, 200, [0.5]),
+            ("status", {"status": 503}, 9, 503, [0.5, 1.5]),
+            ("status", {"status": 504}, 2, 200, [0.5, 1.5]),
+            ("status", asking, 2, 200, [7, 7]), ("status", patient, 1, 200, [30]),
+            ("status", impatient, 1, 429, []), ("status", endless, 1, 503, []),
+            ("status", odd, 1, 200, [0.5]),
+            ("status", {"status": 500}, 1, 500, []), ("status", {"status": 404}, 1, 404, []),
+            ("status", {"status": 401}, 1, 401, []), ("html", {}, 1, 200, []),
+        ]
+        for kind, options, times, outcome, slept in table:
+            with self.subTest(kind=kind, options=options, times=times):
+                self.cloud.reset()
+                del self.slept[:]
+                self.cloud.fault(VERSION, kind, times, **options)
+                self.assertEqual((outcome, slept), (self.send(), self.slept))
+                self.assertEqual(len(slept) + 1, len(self.cloud.requests))
+
+    def test_refused(self):
+        with refusing(VERSION, 2):
+            self.assertEqual((200, [0.5, 1.5]), (self.send(), self.slept))
+        del self.slept[:]
+        with refusing(VERSION):
+            self.assertEqual((-5, [0.5, 1.5]), (self.send(), self.slept))
+
+    def test_silence_is_not_repeated(self):
+        self.cloud.fault(VERSION, "silence", 9)
+        with unittest.mock.patch.multiple(llamactl, ANSWER_TIMEOUT=0.2, PAUSE_TIMEOUT=0.2):
+            self.assertEqual((-5, []), (self.send(), self.slept))
+        self.assertEqual(1, len(self.cloud.requests))
+
+    def test_a_post_only_where_no_connection_was_made(self):
+        for kind, options in (("reset", {}), ("close", {}), ("status", {"status": 503}),
+                              ("status", {"status": 429, "headers": {"retry-after": "1"}})):
+            with self.subTest(kind=kind):
+                self.cloud.reset()
+                self.cloud.fault(API_KEYS, kind, 9, **options)
+                self.send("POST", API_KEYS)
+                self.assertEqual((1, []), (len(self.cloud.requests), self.slept))
+        with refusing(API_KEYS, 2):
+            self.cloud.reset()
+            self.send("POST", API_KEYS)
+        self.assertEqual((1, [0.5, 1.5]), (len(self.cloud.requests), self.slept))
+
+    def test_a_key_survives_a_refused_connection(self):
+        with refusing(API_KEYS, 2), unittest.mock.patch.multiple(llamactl, RETRY_DELAYS=(0, 0)):
+            self.succeeds(*LOGIN)
+        self.assertEqual(3, len(self.cloud.keys_alive()))
+
+
+class UnverifiedToken(NetworkCase):
+    """`auth token` with both flags: stored only where there was no answer at all."""
+
+    def test_unknown_host(self):
+        self.url = "http://llama.invalid"
+        self.write_store({})
+        trouble = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        with unittest.mock.patch.object(socket, "getaddrinfo", side_effect=trouble):
+            result = self.succeeds(*TOKEN_BOTH)
+            self.fails("auth", "token", "--api-key", KEY, code=5)
+        self.assertRegex(result.err, "(?m)^warning: .*verified")
+        self.assertEqual([OTHER_KEY], [p["api_key"] for p in self.profiles().values()])
+
+    def test_a_look_up_that_hangs(self):
+        self.url = "http://llama.invalid"
+        self.write_store({})
+        over = threading.Event()
+        self.addCleanup(over.set)
+
+        def hang(*arguments, **options):
+            over.wait(8)
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        with unittest.mock.patch.object(socket, "getaddrinfo", hang):
+            with unittest.mock.patch.multiple(llamactl, ANSWER_TIMEOUT=0.2):
+                started = time.monotonic()
+                result = self.succeeds(*TOKEN_BOTH)
+                self.assertLess(time.monotonic() - started, 6)
+        self.assertIn("warning: ", result.err)
+
+    def test_no_verify_sends_nothing(self):
+        self.succeeds(*TOKEN_BOTH + ["--no-verify"])
+        self.assertEqual([], self.cloud.requests)
+        self.assertEqual(1, len(self.profiles()))
+
+    def test_rejected(self):
+        for status in (401, 403):
+            with self.subTest(status=status):
+                self.cloud.fault(PROJECT_LIST, "status", 1, status=status)
+                self.fails(*TOKEN_BOTH, code=4)
+
+    def test_project_that_the_key_cannot_see(self):
+        self.cloud.keys[OTHER_KEY]["projects"] = ["proj-alpha"]
+        self.assertIn("proj-alpha", self.fails(*TOKEN_BOTH, code=1))
+
+
+# ==================================================================================================
+# the provider that lies: ID tokens, keys and numbers
+# ==================================================================================================
+
+# Three tokens and their key, made with OpenSSL (genrsa 2048; dgst -sign): not by the signer above.
+VECTOR_CLAIMS = {"iss": "https://id.example.com", "aud": "vector", "sub": "user-1",
+                 "exp": 4102444800}
+VECTOR_N = int(
+    "f36f7848a6a79c0d777f19d983855b2f60515470e60a53dc95209d95b116b916c2c215babab514e9b889680b"
+    "2a684a21977ea9d117614a4ed7c4ef003c4f226a5b3b5690d2a722eef6832cbc9bcd92a8c2f916f77d9ab5a6"
+    "adbf16040d80494a3cc5011bb9c60dcca412ef4d482b1061fd8f255d64718080f6410009e07f331cd22e12f0"
+    "7ffb5218ce815574fa68aca239be238c4562ea6e3e2f74ebbf069d0c6aa712692d0d333f36a4aadc4b5b7b9d"
+    "28d372a72cf951f35d20ce89dafa86dc33fe9de3e11e87c8d9d88188c9047acf91538498b12ad0aa5080e896"
+    "5b9502e51db56e1f54a99051b087342f9c528350d9b5fcdb6cd302b3493656a6589ebd43", 16)
+VECTOR_BODY = (
+    "eyJpc3MiOiJodHRwczovL2lkLmV4YW1wbGUuY29tIiwiYXVkIjoidmVjdG9yIiwic3ViIjoidXNlci0xIiwiZXhw"
+    "Ijo0MTAyNDQ0ODAwfQ")
+VECTORS = {
+    "RS256": (
+        "eyJhbGciOiJSUzI1NiIsImtpZCI6InZlY3RvciJ9",
+        "oMWaQ7Mc39rWzdD_G2FMVoduhDQAYIRNIOc7kcWWOCSSr-DPvMdW4FyxwzZibB-"
+        "1TAykGXQLwDAF4uTKkdt5_sY9cIJhMwSQw24dvXN1xURJIPyYudGHuQe0W4dXd_qsxVOKDcaShE-oFOKxMvwT02-"
+        "T9O8ebryYwAnQmDM24yI-"
+        "P0Q1GcQsCTgJHLSbnrmBdad0VK4bzEtIrjfPdInZUpAU_vxslGYQyQdfBRV_KguO8R3l8AXpAgu-whTDDRcRonpJ"
+        "kRCFqSn0eyP61yGabi2dcHAdqaHJmz4Otl2QUau1vnYAS3-HIIxSihhi6Q4Mx3O1_hH4E_0SfNowQMJDLA"),
+    "RS384": (
+        "eyJhbGciOiJSUzM4NCIsImtpZCI6InZlY3RvciJ9",
+        "TwO-EWF44g6nm7zxzOx-l28BMDbXvGRPj-OE8v2_3IySnJUSc8nGQR7mKWaUDMtZlGOgvslaHzf1uNOqEdEA72Cy"
+        "yvriWHfHqFBGotT_2wBy3qSr1nFBI4B8gkjTnMLe57AdaqaA2Pmn-"
+        "mCqBNGyHlQ6NrO1tce31tqnPUf0H6GJFS5dTUHkJm3P2QXfcg-R-Fvkj08Sm17SNxmZaNVE8iE4n1IJ1u2EEjs3B"
+        "i9bKgHJcod63E3n-"
+        "qTAL95Wq23Ns6TiSuIUpxIuEZdPmNrjk3sbJSUprWc7hXvT4KkJE5EqznqWonTRmFBoTldW1CHwS9--"
+        "YbEoDrmZCj1d5OmLcQ"),
+    "RS512": (
+        "eyJhbGciOiJSUzUxMiIsImtpZCI6InZlY3RvciJ9",
+        "VnfO45dXmj0USOtzXrhLlziLS803lWySB59d5KzoH62zaqEg3HytcUXYX7RbfgUd3-"
+        "c4VdAxGUff_WqKWfLeXE19PER5_cHywPkPkPcon-"
+        "N4tlmmBM83MRbmEprZ00mRwyRqjNykDRyLtM0FxD2LpTP7Gcn5EoWW5i8pBNhqa2D5kh2i-"
+        "sduiIKQMG_odPCg5RBoeCsS9F-Fx78WblaxjRALbn0SldV4dy3zaRW-AiSSHoty1lZX54hbvo_EGp9U4FB6ATb0s"
+        "Igb4jGO5L0XwpfdhFjiKAYMoA2cWFxYKF2A5p3Z2HWJJ4r6IsfpPA2PYn5dHXMlGKwOPVjnyECaXA"),
+}
+# Mersenne primes: RSA keys of any size, sound by all arithmetic, with a private half for everyone.
+SMALL, FAIR, BIG, BIGGER = (2 ** power - 1 for power in (1279, 2203, 4253, 4423))
+
+
+def inverse(number, modulus):
+    """The inverse of NUMBER (pow() has it from 3.8 on only)."""
+    remainders, factors = (modulus, number), (0, 1)
+    while remainders[1] > 1:
+        quotient = remainders[0] // remainders[1]
+        remainders = remainders[1], remainders[0] - quotient * remainders[1]
+        factors = factors[1], factors[0] - quotient * factors[1]
+    return factors[1] % modulus
+
+
+def prime_key(prime, exponent=65537):
+    return RsaKey(prime, exponent, inverse(exponent, prime - 1))
+
+
+def cube_root_above(number):
+    """The least integer whose cube is at least NUMBER, by bisection."""
+    low, high = 0, 1 << (number.bit_length() // 3 + 1)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if middle ** 3 < number else (low, middle)
+    return low
+
+
+def padding(data, key, kind):
+    """An encoded message (RFC 8017 section 9.2) for DATA, wrong in one way."""
+    digest, size = hashlib.sha256(data).digest(), len(int_bytes(key.n))
+    info = bytes.fromhex(DIGEST_INFO["sha256"])
+    good = info + digest
+    bodies = {
+        "the right one": good,
+        "another hash's name": bytes.fromhex(DIGEST_INFO["sha512"]) + digest,
+        "no digest info": digest,
+        "no NULL": bytes.fromhex("302f300b0609608648016503040201") + b"\x04\x20" + digest,
+        "long form of a length": b"\x30\x81" + good[1:],
+        "longer NULL": bytes.fromhex("3032300e0609608648016503040201058100") + b"\x04\x20" + digest,
+        "indefinite length": b"\x30\x80" + good[2:] + b"\x00\x00",
+        "another digest": info + hashlib.sha256(data + b" ").digest(),
+        "garbage in the parameters": info[:15] + b"\x04\x40" + b"x" * 64 + b"\x04\x20" + digest,
+    }
+    fill = b"\xff" * (size - 3 - len(bodies.get(kind, good)))
+    frames = {
+        "garbage behind": b"\x00\x01" + b"\xff" * 8 + b"\x00" + good + b"g" * (len(fill) - 8),
+        "no filling": b"\x00\x01\x00" + good + b"g" * len(fill),
+        "block type 2": b"\x00\x02" + fill + b"\x00" + good,
+        "block type 0": b"\x00\x00" + fill + b"\x00" + good,
+        "first byte": b"\x01\x01" + fill + b"\x00" + good,
+        "one 0xfe": b"\x00\x01\xfe" + fill[1:] + b"\x00" + good,
+        "no separator": b"\x00\x01" + fill + b"\xff" + good,
+    }
+    return frames.get(kind) or b"\x00\x01" + fill + b"\x00" + bodies[kind]
+
+
+PADDINGS = ("another hash's name", "no digest info", "no NULL", "long form of a length",
+            "longer NULL", "indefinite length", "another digest", "garbage in the parameters",
+            "garbage behind", "no filling", "block type 2", "block type 0", "first byte",
+            "one 0xfe", "no separator")
+
+
+class IdTokenArithmetic(unittest.TestCase):
+    """The parts of ID token verification against vectors from elsewhere and hand-made forgeries."""
+
+    def verdict(self, key, algorithm, signed, signature):
+        """Whether the signature is accepted; False too where the key is."""
+        try:
+            return llamactl.is_signed_by(key, algorithm, signed, signature)
+        except llamactl.Failure:
+            return False
+
+    def test_vectors_of_openssl(self):
+        key = jwk(RsaKey(VECTOR_N, 65537, None), "vector")
+        for algorithm, (header, text) in VECTORS.items():
+            signed = (header + "." + VECTOR_BODY).encode("ascii")
+            signature = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            for name in VECTORS:
+                with self.subTest(made=algorithm, read=name):
+                    self.assertIs(name == algorithm, self.verdict(key, name, signed, signature))
+            changed = signature[:-1] + bytes([signature[-1] ^ 1])
+            for data, proof in ((signed + b"x", signature), (signed, changed), (signed, b"")):
+                self.assertIs(False, self.verdict(key, algorithm, data, proof))
+        claims = json.loads(base64.urlsafe_b64decode(VECTOR_BODY + "==").decode("ascii"))
+        self.assertEqual(VECTOR_CLAIMS, claims)
+
+    def test_paddings(self):
+        key, data = TEST_KEYS[0], b"header.claims"
+        for kind in ("the right one",) + PADDINGS:
+            with self.subTest(padding=kind):
+                number = int.from_bytes(padding(data, key, kind), "big")
+                self.assertLess(number, key.n)
+                signature = pow(number, key.d, key.n).to_bytes(256, "big")
+                accepted = self.verdict(jwk(key, "k"), "RS256", data, signature)
+                self.assertIs(kind == "the right one", accepted)
+
+    def test_lengths(self):
+        key, data = prime_key(FAIR), b"header.claims"
+        good = rsa_signature(data, key, "sha256")
+        self.assertIs(True, self.verdict(jwk(key, "k"), "RS256", data, good))
+        beyond = (int.from_bytes(good, "big") + key.n).to_bytes(len(good), "big")
+        for name, bad in (("longer", b"\0" + good), ("shorter", good[1:]), ("longer", good + b"\0"),
+                          ("not below n", beyond), ("zero", bytes(len(good)))):
+            with self.subTest(signature=name):
+                self.assertIs(False, self.verdict(jwk(key, "k"), "RS256", data, bad))
+
+    def test_forged_without_the_private_key(self):
+        # Bleichenbacher 2006: with exponent 3, any cube that begins like a padded digest
+        key, data = RsaKey(TEST_KEYS[0].n, 3, None), b"header.claims"
+        frame = padding(data, key, "garbage behind")
+        start = frame[:62]
+        forged = cube_root_above(int.from_bytes(start + bytes(194), "big"))
+        self.assertEqual(start, (forged ** 3).to_bytes(256, "big")[:62])
+        signature = forged.to_bytes(256, "big")
+        self.assertIs(False, self.verdict(jwk(key, "k"), "RS256", data, signature))
+
+    def test_keys(self):
+        data = b"header.claims"
+        for prime, exponent, accepted in (
+                (SMALL, 65537, False), (FAIR, 65537, True), (BIG, 65537, True),
+                (FAIR, 5, True), (FAIR, 2 ** 32 + 15, True),
+                (FAIR, 2 ** 33 + 17, False), (FAIR, 2 ** 200 + 235, False)):
+            with self.subTest(bits=prime.bit_length(), exponent=exponent):
+                key = prime_key(prime, exponent)
+                self.assertEqual(1, key.d * exponent % (prime - 1))
+                signature = rsa_signature(data, key, "sha256")
+                self.assertIs(accepted, self.verdict(jwk(key, "k"), "RS256", data, signature))
+
+    def test_more_than_8192_bits(self):
+        data, modulus = b"header.claims", BIG * BIGGER
+        wanted = padding(data, RsaKey(modulus, 65537, None), "the right one")
+        wanted = int.from_bytes(wanted, "big")
+        # by the Chinese remainder theorem, since one power of that size would take a second
+        one, other = (pow(wanted, prime_key(prime).d, prime) for prime in (BIG, BIGGER))
+        number = other + (one - other) * inverse(BIGGER % BIG, BIG) % BIG * BIGGER
+        self.assertEqual(wanted, pow(number, 65537, modulus))
+        signature, key = number.to_bytes(1085, "big"), jwk(RsaKey(modulus, 65537, None), "k")
+        self.assertIs(False, self.verdict(key, "RS256", data, signature))
+
+    def test_exponents_that_anybody_can_invert(self):
+        size = len(int_bytes(FAIR))
+        plain = padding(b"1", RsaKey(FAIR, 1, 1), "the right one")
+        self.assertIs(False, self.verdict(jwk(RsaKey(FAIR, 1, 1), "k"), "RS256", b"1", plain))
+        # FAIR is 3 modulo 4: a power is the square root of every number that has one, and is
+        # itself a square
+        for data in (b"%d" % number for number in range(100)):
+            wanted = int.from_bytes(padding(data, RsaKey(FAIR, 2, None), "the right one"), "big")
+            root = pow(wanted, (FAIR + 1) // 4, FAIR)
+            if root * root % FAIR == wanted:
+                break
+        for exponent, number in ((2, root), (4, pow(root, (FAIR + 1) // 4, FAIR))):
+            self.assertEqual(wanted, pow(number, exponent, FAIR))
+            signature, key = number.to_bytes(size, "big"), jwk(RsaKey(FAIR, exponent, None), "k")
+            self.assertIs(False, self.verdict(key, "RS256", data, signature))
+
+    def test_malformed_keys(self):
+        good = jwk(TEST_KEYS[0], "k")
+        signature = rsa_signature(b"x", TEST_KEYS[0], "sha256")
+        for name in ("n", "e"):
+            for value in (None, "", "!", 65537, [], "A", good[name] + "=", "\u00e9", {}, True):
+                with self.subTest(name=name, value=value):
+                    key = dict(good, **{name: value})
+                    self.assertIs(False, self.verdict(key, "RS256", b"x", signature))
+
+    def test_claims(self):
+        """OpenID Connect Core section 3.1.3.7, with 120 s of leeway."""
+        now = 1000000
+        good = {"iss": "https://id", "aud": "me", "sub": "u", "exp": now + 60}
+        accepted = [
+            {}, {"exp": now - 119}, {"exp": now + 0.5}, {"aud": ["me"]}, {"azp": "me"},
+            {"aud": ["me", "you"], "azp": "me"}, {"aud": ["you", "me"], "azp": "me"},
+            {"nonce": "n", "iat": 5, "email": None},
+        ]
+        refused = [
+            {"iss": "https://id/"}, {"iss": None}, {"iss": ["https://id"]}, {"iss": "HTTPS://id"},
+            {"aud": "you"}, {"aud": None}, {"aud": []}, {"aud": "me too"}, {"aud": {"me": 1}},
+            {"aud": ["me", "you"]}, {"aud": ["me", "you"], "azp": "you"}, {"azp": "you"},
+            {"aud": ["you"], "azp": "me"}, {"exp": now - 121}, {"exp": None}, {"exp": "9" * 10},
+            {"exp": True}, {"exp": float("nan")}, {"exp": float("inf")}, {"exp": [now + 60]},
+            {"exp": -10 ** 400}, {"sub": None}, {"sub": ""}, {"sub": 7}, {"sub": ["u"]},
+        ]
+        for changes in accepted:
+            with self.subTest(accepted=changes):
+                self.assertIsNone(llamactl.check_claims(
+                    merged(good, changes), "https://id", "me", now))
+        for changes in refused:
+            with self.subTest(refused=changes):
+                with self.assertRaises(llamactl.Failure):
+                    llamactl.check_claims(merged(good, changes), "https://id", "me", now)
+
+
+class LyingProvider(NetworkCase):
+    """A login that ends in one line, with no key made and the store as it was."""
+
+    def setUp(self):
+        NetworkCase.setUp(self)
+        self.cloud.interval = 0.001
+        self.with_profile()
+
+    def refused(self, code=None):
+        self.cloud.reset()
+        error = self.fails(*LOGIN, code=code)
+        self.assertEqual(0, self.cloud.count("POST", API_KEYS))
+        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+        return error
+
+    def accepted(self):
+        self.cloud.reset()
+        self.succeeds(*LOGIN)
+        self.assertIn("dev@example.com", self.profiles())
+        self.cloud.keys = {KEY: self.cloud.keys[KEY], OTHER_KEY: self.cloud.keys[OTHER_KEY]}
+        self.with_profile()
+
+    def with_token(self, make):
+        """The token that MAKE builds from what would be the right header and claims."""
+        self.cloud.id_token_override = make
+
+    def test_algorithms(self):
+        modulus = int_bytes(TEST_KEYS[0].n)
+        for algorithm in ("none", "None", "NONE", "nOnE", "", None, "HS256", "HS384", "RS1",
+                          "rs256", "RS256 ", "PS256", "ES256", "EdDSA", ["RS256"], {"RS256": 1},
+                          256):
+            with self.subTest(algorithm=algorithm):
+                self.cloud.id_token_header = {"alg": algorithm}
+                self.refused()
+        self.cloud.id_token_header = {}
+        for secret in (modulus, b64url(modulus).encode("ascii"), b""):
+            self.with_token(lambda header, claims: sign_jwt(
+                dict(header, alg="HS256"), claims, secret))
+            self.refused()
+        for algorithm in ("RS384", "RS512"):
+            with self.subTest(algorithm=algorithm):
+                self.with_token(lambda header, claims: sign_jwt(
+                    dict(header, alg=algorithm), claims, TEST_KEYS[0]))
+                self.accepted()
+
+    def test_critical_header(self):
+        self.cloud.id_token_header = {"crit": ["exp"]}
+        self.refused()
+
+    def test_wrong_key(self):
+        self.cloud.signing_key = TEST_KEYS[1]
+        self.refused()
+        self.assertEqual(1, self.cloud.count("GET", JWKS))
+
+    def test_unknown_kid_is_looked_up_again_once(self):
+        self.cloud.id_token_header = {"kid": "rotated"}
+        self.refused()
+        self.assertEqual(2, self.cloud.count("GET", JWKS))
+        fresh = jwk(TEST_KEYS[0], "rotated")
+        self.cloud.reset()
+        self.cloud.fault(JWKS, "wrong_shape", body={"keys": [jwk(TEST_KEYS[1], "old")]})
+        self.cloud.jwks_keys = [jwk(TEST_KEYS[1], "old"), fresh]
+        self.succeeds(*LOGIN)
+        self.assertEqual(2, self.cloud.count("GET", JWKS))
+
+    def test_kids(self):
+        own, other = jwk(TEST_KEYS[0], "test-1"), jwk(TEST_KEYS[1], "test-2")
+        curve = {"kty": "EC", "crv": "P-256", "kid": "test-1", "x": "AA", "y": "AA"}
+        secret = {"kty": "oct", "kid": "test-1", "k": own["n"]}
+        for name, header, keys, accepted in (
+                ("no kid, one key", {"kid": None}, [own], True),
+                ("no kid anywhere", {"kid": None}, [jwk(TEST_KEYS[0], None)], True),
+                ("one of two", {}, [other, own], True),
+                ("one beside other kinds", {}, [curve, secret, 7, None, own], True),
+                ("no kid, several keys", {"kid": None}, [other, jwk(TEST_KEYS[1], "3")], False),
+                ("another's kid", {"kid": "test-2"}, [own, other], False),
+                ("an octet key", {}, [secret], False), ("none", {}, [], False),
+                ("for encryption", {}, [dict(own, use="enc")], False),
+                ("not text", {"kid": {"a": 1}}, [own, other], False),
+                ("not objects", {}, [["n", "e"], "n"], False)):
+            with self.subTest(name):
+                self.cloud.id_token_header, self.cloud.jwks_keys = header, keys
+                self.accepted() if accepted else self.refused()
+
+    def test_wrong_key_sets(self):
+        for body in ({}, {"keys": None}, {"keys": {}}, {"keys": "k"}):
+            with self.subTest(body=body):
+                self.cloud.fault(JWKS, "wrong_shape", 9, body=body)
+                before = self.bytes_stored()
+                self.error_of(self.call(*LOGIN), 5)
+                self.assertEqual(before, self.bytes_stored())
+                self.cloud.reset()
+
+    def test_claims(self):
+        issuer = self.url + "/oidc"
+        for claims in ({"iss": "https://elsewhere.invalid"}, {"iss": issuer + "/"}, {"iss": None},
+                       {"aud": "another"}, {"aud": ["llamactl-cli", "another"]},
+                       {"aud": ["llamactl-cli", "another"], "azp": "another"}, {"azp": "another"},
+                       {"exp": time.time() - 200}, {"exp": None}, {"exp": "soon"}, {"exp": True},
+                       {"sub": None}, {"sub": ""}, {"sub": 7}, {"exp": float("nan")},
+                       {"exp": 10 ** 400}, {"exp": -10 ** 400}, {"nbf": 10 ** 400}):
+            with self.subTest(claims=claims):
+                self.cloud.id_token_claims = claims
+                self.refused()
+        for claims in ({"aud": ["llamactl-cli", "another"], "azp": "llamactl-cli"},
+                       {"aud": ["llamactl-cli"]}, {"exp": time.time() - 60}):
+            with self.subTest(accepted=claims):
+                self.cloud.id_token_claims = claims
+                self.accepted()
+
+    def test_shapes(self):
+        def text(value):
+            return b64url(value if isinstance(value, bytes) else json.dumps(value).encode("ascii"))
+
+        def resigned(header, claims):
+            data = header + "." + claims
+            return data + "." + b64url(rsa_signature(data.encode("utf-8"), TEST_KEYS[0], "sha256"))
+
+        deep = b"[" * 100000 + b"]" * 100000
+        good = {"alg": "RS256", "kid": "test-1"}
+        table = {
+            "nothing": lambda h, c: None, "a number": lambda h, c: 7, "a list": lambda h, c: [h],
+            "empty": lambda h, c: "", "two segments": lambda h, c: text(h) + "." + text(c),
+            "unsecured": lambda h, c: text(dict(h, alg="none")) + "." + text(c) + ".",
+            "no signature": lambda h, c: text(h) + "." + text(c) + ".",
+            "four segments": lambda h, c: sign_jwt(h, c, TEST_KEYS[0]) + ".AAAA",
+            "five segments": lambda h, c: "a.b.c.d.e",
+            "padded": lambda h, c: sign_jwt(h, c, TEST_KEYS[0]) + "=",
+            "broken base64": lambda h, c: resigned(text(h), "%%%"),
+            "one character": lambda h, c: resigned(text(h), "A"),
+            "spaces": lambda h, c: resigned(text(h), " " + text(c)),
+            "not ASCII": lambda h, c: resigned(text(h), "\u00e9"),
+            "no JSON": lambda h, c: resigned(text(h), text(b"{")),
+            "not UTF-8": lambda h, c: resigned(text(h), text(b'{"sub": "\xff"}')),
+            "a list of claims": lambda h, c: resigned(text(h), text([c])),
+            "a text of claims": lambda h, c: resigned(text(h), text("claims")),
+            "null": lambda h, c: resigned(text(h), text(None)),
+            "deep claims": lambda h, c: resigned(text(h), text(deep)),
+            "deep header": lambda h, c: resigned(text(deep), text(c)),
+            "a list of headers": lambda h, c: resigned(text([good]), text(c)),
+            "changed claims": lambda h, c: ".".join(
+                [text(good), text(dict(c, sub="user-2"))]
+                + sign_jwt(good, c, TEST_KEYS[0]).split(".")[2:]),
+            "a number of 100,000 digits": lambda h, c: resigned(
+                text(h), text(json.dumps(c)[:-1].encode() + b', "x": ' + b"9" * 100000 + b"}")),
+        }
+        ends = set(table) - {"a number of 100,000 digits"}
+        for name, make in table.items():
+            with self.subTest(name):
+                self.with_token(make)
+                started = time.monotonic()
+                self.refused() if name in ends else self.call(*LOGIN)
+                self.assertLess(time.monotonic() - started, 5)
+
+    def test_a_forgery_in_a_whole_login(self):
+        """One of each family through the real flow; IdTokenArithmetic has them all."""
+        def padded(kind):
+            def make(header, claims):
+                data = ".".join(b64url(json.dumps(part).encode()) for part in (header, claims))
+                number = int.from_bytes(padding(data.encode(), TEST_KEYS[0], kind), "big")
+                signed = pow(number, TEST_KEYS[0].d, TEST_KEYS[0].n)
+                return data + "." + b64url(signed.to_bytes(256, "big"))
+            return make
+
+        for kind, accepted in (("the right one", True), ("garbage behind", False),
+                               ("no NULL", False)):
+            with self.subTest(padding=kind):
+                self.with_token(padded(kind))
+                self.accepted() if accepted else self.refused()
+        self.with_token(None)
+        for prime, accepted in ((SMALL, False), (FAIR, True)):
+            with self.subTest(bits=prime.bit_length()):
+                self.cloud.signing_key = prime_key(prime)
+                self.cloud.jwks_keys = [jwk(self.cloud.signing_key, "test-1")]
+                self.accepted() if accepted else self.refused()
+
+    def test_token_answers(self):
+        for body in ({}, {"access_token": ""}, {"access_token": 7, "id_token": "x"},
+                     {"access_token": None}, {"error": "nonsense"}, {"error": 7}):
+            with self.subTest(body=body):
+                self.cloud.token_script = [(200, body)]
+                self.refused()
+
+    def test_keys_that_cannot_be_keys(self):
+        for key in ("", "a b", "two\nlines", "\u00e9", 7, None, ["x"]):
+            with self.subTest(key=key):
+                self.cloud.fault(API_KEYS, "wrong_shape",
+                                 body={"id": "key-1", "redacted_api_key": key})
+                self.fails(*LOGIN)
+                self.cloud.reset()
+
+    def test_device_answers(self):
+        for name in ("device_code", "user_code", "verification_uri"):
+            for value in (None, "", 7, ["x"]):
+                with self.subTest(name=name, value=value):
+                    self.cloud.device_answer = {name: value}
+                    self.refused(5)
+                    self.assertEqual(0, self.cloud.count("POST", TOKEN))
+
+    def test_expires_in(self):
+        for value in (0, -1, "soon", None, float("nan"), True, [600], float("-inf")):
+            with self.subTest(expires_in=value):
+                self.cloud.device_answer = {"expires_in": value}
+                started = time.monotonic()
+                self.refused()
+                self.assertEqual(0, self.cloud.count("POST", TOKEN))
+                self.assertLess(time.monotonic() - started, 5)
+        for value in (10 ** 12, 10 ** 30, 600.5):
+            with self.subTest(expires_in=value):
+                self.cloud.device_answer = {"expires_in": value}
+                self.accepted()
+
+    def test_hostile_addresses(self):
+        browser = unittest.mock.Mock()
+        browser.open.return_value, browser.name = True, "firefox"
+        for address, opened in (
+                ("javascript:alert(1)", 0), ("file:///etc/passwd", 0), ("data:text/html,x", 0),
+                ("https://id.invalid/\x1b[2J\x1b]0;x\x07", 0), ("https://id.invalid/ --new", 0),
+                ("--remote=https://id.invalid/", 0), ("https://id.invalid/\u202egpj", 0),
+                ("https://id.invalid/device", 1)):
+            with self.subTest(address=address):
+                self.cloud.device_answer = {"verification_uri": address,
+                                            "verification_uri_complete": None}
+                browser.open.reset_mock()
+                with unittest.mock.patch("webbrowser.get", return_value=browser):
+                    result = self.call(*LOGIN, env={"DISPLAY": ":0"})
+                self.assertEqual(opened, browser.open.call_count)
+                self.assertNotRegex(result.out + result.err, "[\x00-\x09\x0b-\x1f\u202e]")
+                self.cloud.device_answer["verification_uri_complete"] = address
+                self.cloud.device_answer["verification_uri"] = "https://id.invalid/device"
+                browser.open.reset_mock()
+                with unittest.mock.patch("webbrowser.get", return_value=browser):
+                    self.call(*LOGIN, env={"DISPLAY": ":0"})
+                for call in browser.open.call_args_list:
+                    self.assertEqual(address if opened else "https://id.invalid/device",
+                                     call[0][0])
+
+    def test_a_user_code_with_escapes(self):
+        self.cloud.device_answer = {"user_code": "AB\x1b[8mCD\r\nerror: x\u200b"}
+        result = self.call(*LOGIN)
+        self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u200b]")
+        self.assertNotRegex(result.err, "(?m)^error:")
+
+
+# ==================================================================================================
+# login: the waits of RFC 8628, the outcomes, and how many requests it all takes
+# ==================================================================================================
+
+
+class ToldTime:
+    """A clock that only sleeping moves, in the place of the time module."""
+
+    def __init__(self):
+        self.now, self.ahead, self.slept = 1700000000.0, 0.0, []
+
+    def time(self):
+        return self.now + self.ahead
+
+    def monotonic(self):
+        return self.now - 1600000000.0
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+
+def pending(times=1, error="authorization_pending"):
+    return [(400, {"error": error})] * times
+
+
+class Polling(NetworkCase):
+    """The exact waits, with the real numbers of seconds and a clock of our own."""
+
+    def setUp(self):
+        NetworkCase.setUp(self)
+        self.told = ToldTime()
+        self.cloud.clock, self.cloud.interval, self.cloud.expires_in = self.told.time, 5, 600
+        patcher = unittest.mock.patch.multiple(
+            llamactl, SLOW_DOWN=5.0, DEFAULT_INTERVAL=5.0, time=self.told)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        self.with_profile()
+
+    def waits(self, code=0):
+        """Log in; how long the program waited before each poll."""
+        del self.told.slept[:]
+        before = self.bytes_stored()
+        result = self.call(*LOGIN)
+        self.assertEqual(code, result.code, result.err)
+        if code:
+            self.error_of(result, code)
+            self.assertEqual(before, self.bytes_stored())
+        return self.told.slept
+
+    def test_before_every_poll(self):
+        self.assertEqual([5], self.waits())
+        self.cloud.pending_polls = 3
+        self.assertEqual([5, 5, 5, 5], self.waits())
+        # the stand-in checks the pace as well, by the same clock
+        self.assertEqual(6, self.cloud.count("POST", TOKEN) + 1)
+
+    def test_interval(self):
+        for value, expected in ((2, 2), (7.5, 7.5), (None, 5), (0, 5), (-3, 5), ("2", 5), (True, 5),
+                                ([2], 5), ({}, 5)):
+            with self.subTest(interval=value):
+                self.cloud.enforce_interval = False
+                self.cloud.device_answer = {"interval": value}
+                self.cloud.pending_polls = 1
+                self.assertEqual([expected] * 2, self.waits())
+
+    def test_intervals_that_only_python_calls_json(self):
+        for value in (float("nan"), float("inf"), float("-inf")):
+            with self.subTest(interval=value):
+                self.cloud.device_answer = {"interval": value}
+                del self.told.slept[:]
+                code = self.call(*LOGIN).code
+                self.assertIn((code, self.told.slept), [(5, []), (0, [5])])
+
+    def test_huge_intervals_end_with_the_code(self):
+        for value in (601, 10 ** 9, 10 ** 25):
+            with self.subTest(interval=value):
+                self.cloud.reset()
+                self.cloud.device_answer = {"interval": value}
+                self.assertEqual([600], self.waits(4))
+                self.assertEqual(0, self.cloud.count("POST", TOKEN))
+
+    def test_slow_down_thrice_is_for_good(self):
+        self.cloud.token_script = pending(1, "slow_down") + pending() + pending(2, "slow_down")
+        self.cloud.device_answer = {"interval": 2}
+        self.cloud.pending_polls = 1
+        self.assertEqual([2, 7, 7, 12, 17, 17], self.waits())
+
+    def test_trouble_doubles_the_wait(self):
+        for kind, options in (("reset", {}), ("close", {}), ("status", {"status": 500}),
+                              ("status", {"status": 503, "body": "<html>"}),
+                              ("status", {"status": 502, "body": "bad gateway"})):
+            with self.subTest(kind=kind, options=options):
+                self.cloud.reset()
+                self.cloud.fault(TOKEN, kind, 3, **options)
+                self.assertEqual([5, 10, 20, 40], self.waits())
+
+    def test_refused_doubles_the_wait(self):
+        with refusing(TOKEN, 2):
+            self.assertEqual([5, 10, 20], self.waits())
+
+    def test_the_end(self):
+        for error, code in (("access_denied", 4), ("expired_token", 4), ("invalid_grant", 1),
+                            ("invalid_request", 1), ("unsupported_grant_type", 1)):
+            with self.subTest(error=error):
+                self.cloud.token_script = pending(2) + pending(1, error)
+                self.assertEqual([5, 5, 5], self.waits(code))
+        self.cloud.token_script = [(401, {"error": "invalid_client"})]
+        self.assertEqual([5], self.waits(4))
+
+    def test_the_code_expires(self):
+        self.cloud.auto_approve, self.cloud.expires_in = None, 12
+        self.assertEqual([5, 5, 2], self.waits(4))
+        self.assertEqual(2, self.cloud.count("POST", TOKEN))
+
+    def test_trouble_until_the_code_expires(self):
+        self.cloud.fault(TOKEN, "reset", 99)
+        self.cloud.expires_in = 60
+        before = self.bytes_stored()
+        self.assertIn(self.call(*LOGIN).code, (4, 5))
+        self.assertEqual([5, 10, 20, 25], self.told.slept)
+        self.assertEqual(before, self.bytes_stored())
+
+    def test_an_access_token_that_expires_meanwhile(self):
+        """The user thinks about the project longer than the access token lives."""
+        def think(request):
+            self.told.ahead += 600
+
+        hear(self.cloud, PROJECT_LIST, after=think)
+        self.waits()
+        self.assertEqual(1, self.cloud.refreshes)
+        profile = self.profiles()["dev@example.com"]
+        self.assertIn(profile["refresh_token"], self.cloud.refresh_tokens)
+        self.assertFalse(self.cloud.refresh_tokens[profile["refresh_token"]]["used"])
+        self.assertIn(profile["api_key"], self.cloud.keys_alive())
+
+
+def hear(cloud, path, before=None, after=None):
+    """Call BEFORE or AFTER with each request to a path that begins so, as it is answered."""
+    real = cloud.answer
+
+    def answer(function, request, *segments):
+        if before and request.path.startswith(path):
+            before(request)
+        answer = real(function, request, *segments)
+        if after and request.path.startswith(path):
+            after(request)
+        return answer
+
+    cloud.answer = answer
+
+
+class LoginOutcomes(NetworkCase):
+    def test_nobody_known_yet(self):
+        result = self.succeeds(*LOGIN)
+        profile = self.profiles()["dev@example.com"]
+        self.assertEqual(("oidc", "proj-alpha", "Alpha", "user-1"), tuple(
+            profile[name] for name in ("auth_type", "project_id", "project_name", "sub")))
+        self.assertEqual("dev@example.com", self.stored()[self.url]["current_profile"])
+        record = self.cloud.keys[profile["api_key"]]
+        self.assertEqual(profile["api_key_id"], record["id"])
+        self.assertRegex(record["name"], r"\Adev@example\.com llamactl on .")
+        code = list(self.cloud.devices.values())[0]["user_code"]
+        self.assertIn(code, result.err)
+        self.assertIn(self.url + "/oidc/device", result.err)
+        self.assertIn("user_code=" + code, result.err)
+        self.assertEqual("", result.out)
+        # the helper that other tests start from stores just what a login stores
+        made = self.with_login()
+        self.assertEqual(set(profile), set(self.profiles()["main"]) | set(made))
+
+    def test_without_an_address(self):
+        self.cloud.auto_approve = {"email": None}
+        self.succeeds(*LOGIN)
+        self.assertEqual(["user-1"], list(self.profiles()))
+
+    def test_one_project_is_chosen(self):
+        del self.cloud.projects[1]
+        self.succeeds("auth", "login")
+        self.assertEqual("proj-alpha", self.profiles()["dev@example.com"]["project_id"])
+
+    def test_a_choice_is_missing(self):
+        for argv in (["auth", "login"], ["auth", "login", "--project", "proj-none"]):
+            with self.subTest(argv=argv):
+                self.cloud.reset()
+                self.write_store({})
+                result = self.call(*argv)
+                self.assertEqual(2, result.code)
+                error = [line for line in result.err.splitlines() if line.startswith("error: ")]
+                self.assertEqual(1, len(error))
+                for project in ("proj-alpha", "proj-beta"):
+                    self.assertIn(project, error[0])
+                self.assertIn("hint: llamactl projects use ID", result.err)
+                profile = self.profiles()["dev@example.com"]
+                self.assertIsNone(profile["project_id"])
+                self.assertIn(profile["api_key"], self.cloud.keys_alive())
+                self.succeeds("projects", "use", "proj-beta")
+                self.assertEqual("proj-beta", self.profiles()["dev@example.com"]["project_id"])
+
+    def test_no_project_anywhere(self):
+        self.cloud.projects = []
+        for argv in (["auth", "login"], LOGIN):
+            with self.subTest(argv=argv):
+                self.fails(*argv, code=1)
+                self.assertEqual(0, self.cloud.count("POST", API_KEYS))
+
+    def test_narrowed_to_an_organization(self):
+        self.succeeds("auth", "login", "--org", "org-two")
+        self.assertEqual("proj-beta", self.profiles()["dev@example.com"]["project_id"])
+
+    def test_same_user_again(self):
+        old = self.with_login()
+        key = self.profiles()["main"]["api_key"]
+        result = self.succeeds("auth", "login", "--project", "proj-beta")
+        self.assertNotIn("error", result.err)
+        profile = self.profiles()["main"]
+        self.assertEqual(["main"], list(self.profiles()))
+        self.assertEqual((key, KEY_ID, "proj-beta"), tuple(
+            profile[name] for name in ("api_key", "api_key_id", "project_id")))
+        self.assertNotEqual(old["refresh_token"], profile["refresh_token"])
+        self.assertEqual(0, self.cloud.count("POST", API_KEYS))
+
+    def test_same_user_whose_key_is_gone(self):
+        self.with_login()
+        gone = self.profiles()["main"]["api_key"]
+        del self.cloud.keys[gone]
+        self.succeeds(*LOGIN)
+        profile = self.profiles()["main"]
+        self.assertNotEqual(gone, profile["api_key"])
+        self.assertEqual(self.cloud.keys[profile["api_key"]]["id"], profile["api_key_id"])
+
+    def test_same_user_and_an_unsure_server(self):
+        for status in (400, 403, 404, 429, 500, 503):
+            with self.subTest(status=status):
+                self.cloud.reset()
+                self.with_login()
+                key = self.profiles()["main"]["api_key"]
+                self.cloud.fault(ME, "status", 9, status=status)
+                self.succeeds(*LOGIN)
+                self.assertEqual(key, self.profiles()["main"]["api_key"])
+                self.assertEqual(0, self.cloud.count("POST", API_KEYS))
+
+    def test_another_user(self):
+        self.with_login()
+        self.cloud.auto_approve = {"sub": "user-2"}
+        self.succeeds(*LOGIN)
+        self.assertEqual(["dev@example.com", "main"], sorted(self.profiles()))
+        self.assertEqual("user-1", self.profiles()["main"]["sub"])
+        self.cloud.reset()
+        self.fails(*LOGIN + ["--name", "main"], code=1)
+        self.assertEqual(0, self.cloud.count("POST", API_KEYS))
+
+    def test_a_taken_name(self):
+        self.with_profile(name="dev@example.com")
+        self.succeeds(*LOGIN)
+        self.assertEqual(["dev@example.com", "dev@example.com-2"], sorted(self.profiles()))
+        self.assertEqual(KEY, self.profiles()["dev@example.com"]["api_key"])
+
+    def test_a_store_that_fails_after_the_key_was_made(self):
+        """The key that nobody would know of is deleted again."""
+        made = []
+
+        def sabotage(request):
+            made.extend(set(self.cloud.keys_alive()) - {KEY, OTHER_KEY})
+            os.unlink(self.store_path)
+            os.mkdir(self.store_path)
+
+        hear(self.cloud, API_KEYS, after=lambda r: r.method == "POST" and sabotage(r))
+        self.error_of(self.call(*LOGIN), 1)
+        self.assertEqual(1, len(made))
+        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+
+    def test_no_browser_login(self):
+        self.cloud.browser_login = False
+        before = self.bytes_stored()
+        result = self.call(*LOGIN)
+        self.error_of(result, 1)
+        self.assertIn("hint: llamactl auth token", result.err)
+        for status in (400, 404, 501):
+            self.cloud.fault(DISCOVERY, "status", status=status, body={"detail": "no OIDC here"})
+            self.assertIn("no OIDC here", self.fails(*LOGIN, code=1))
+        self.assertEqual(before, self.bytes_stored())
+
+    def test_client_ids(self):
+        for ids, accepted in (({"cli": "llamactl-cli", "web": "w"}, True),
+                              ({"other": "llamactl-cli"}, True), ({"a": "x", "b": "y"}, False),
+                              ({}, False), (None, False), ({"cli": 7}, False)):
+            with self.subTest(client_ids=ids):
+                self.write_store({})
+                self.cloud.discovery_overrides = {"client_ids": ids}
+                self.succeeds(*LOGIN) if accepted else self.fails(*LOGIN)
+
+    def test_refusals_in_the_browser(self):
+        for error in ("access_denied", "expired_token"):
+            self.cloud.token_script = pending(1, error)
+            self.fails(*LOGIN, code=4)
+
+    def test_unwritable_store_is_noticed_before_a_code_is_shown(self):
+        os.unlink(self.store_path)
+        os.mkdir(self.store_path)
+        self.error_of(self.call(*LOGIN), 1)
+        self.assertEqual([], self.cloud.requests)
+
+
+class LogoutOfALogin(NetworkCase):
+    def logout(self, code=0):
+        result = self.call("auth", "logout", "main")
+        self.assertEqual(code, result.code, result.err)
+        self.assertEqual({}, self.profiles())
+        return result
+
+    def test_deletes_and_revokes(self):
+        token = self.with_login()["refresh_token"]
+        self.logout()
+        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+        self.assertTrue(self.cloud.refresh_tokens[token]["login"]["revoked"])
+        self.assertEqual(0, self.cloud.refreshes)
+
+    def test_rotation_reaches_the_disk_before_the_new_token_is_used(self):
+        old = self.with_login(expired=True)["refresh_token"]
+        on_disk = []
+        hear(self.cloud, API_KEYS, before=lambda request: on_disk.append(self.profiles()["main"]))
+        self.logout()
+        self.assertEqual(1, len(on_disk))
+        self.assertNotEqual(old, on_disk[0]["refresh_token"])
+        bearer = self.cloud.sent(API_KEYS + "/" + KEY_ID)[0].headers["authorization"]
+        self.assertEqual("Bearer " + on_disk[0]["access_token"], bearer)
+        self.assertEqual((1, 0), (self.cloud.refreshes, self.cloud.reuse_detected))
+        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+        # what is revoked is the new token, and with it the login
+        revoked = self.cloud.sent(REVOKE)[0].body
+        self.assertIn(urllib.parse.quote(on_disk[0]["refresh_token"]), revoked)
+
+    def test_rejected_access_token_is_refreshed_once(self):
+        self.with_login()
+        self.cloud.expire_access_tokens()  # sooner than the provider had said
+        self.logout()
+        self.assertEqual((1, 0), (self.cloud.refreshes, self.cloud.reuse_detected))
+        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+
+    def test_a_lost_refresh_is_not_sent_twice(self):
+        self.with_login(expired=True)
+        self.cloud.fault(TOKEN, "truncated", 9)
+        self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
+        self.assertEqual(1, self.cloud.count("POST", TOKEN))
+
+    def test_a_key_that_may_still_work_is_named(self):
+        self.with_login()
+        self.cloud.fault(API_KEYS + "/" + KEY_ID, "status", 9, status=500)
+        self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
+
+    def test_a_key_that_is_gone_counts_as_deleted(self):
+        self.with_login()
+        self.cloud.keys = {KEY: self.cloud.keys[KEY], OTHER_KEY: self.cloud.keys[OTHER_KEY]}
+        self.logout()
+
+
+class RequestCounts(NetworkCase):
+    """No request is sent that a command can do without."""
+
+    ONE_LOGIN = ["GET " + DISCOVERY, "GET " + CONFIGURATION, "POST " + DEVICE_CODE, "POST " + TOKEN,
+                 "GET " + JWKS, "GET " + PROJECT_LIST]
+
+    def test_of_commands(self):
+        projects = "GET " + PROJECT_LIST
+        for argv, expected in (
+                (TOKEN_BOTH, [projects]), (TOKEN_BOTH + ["--no-verify"], []),
+                (["projects", "get"], [projects]), (["projects", "get", "proj-alpha"], [projects]),
+                (["projects", "use", "proj-beta"], [projects]), (["auth", "status"], [projects]),
+                (["auth", "status", "--offline"], []), (["auth", "get"], []),
+                (["auth", "get", "main", "-o", "json"], []), (["auth", "use", "main"], []),
+                (["config"], []), (["environments", "get"], []),
+                (["environments", "use", self.url], []),
+                (["environments", "add", self.url], ["GET " + VERSION]),
+                (["environments", "add", self.url, "--no-verify"], []),
+                (["organizations", "get"], ["GET " + VERSION, "GET " + ORGANIZATION_LIST]),
+                (["deployments", "get"], ["GET " + CONTROL]),
+                (["deployments", "get", "invoices"], ["GET " + CONTROL + "/invoices"]),
+                (["auth", "inject", "--env-file", os.path.join(self.home, "new.env")], []),
+                (["auth", "logout", "main"], []), (["environments", "delete", self.url], [])):
+            with self.subTest(argv=argv):
+                self.start("key")
+                self.succeeds(*argv)
+                self.assertEqual(expected, self.paths_sent())
+
+    def test_of_logins(self):
+        self.succeeds(*LOGIN)
+        self.assertEqual(self.ONE_LOGIN + ["POST " + API_KEYS], self.paths_sent())
+        self.start("login")
+        self.succeeds(*LOGIN)
+        self.assertEqual(self.ONE_LOGIN + ["GET " + ME], self.paths_sent())
+        self.start("login")
+        del self.cloud.keys[self.profiles()["main"]["api_key"]]
+        self.succeeds(*LOGIN)
+        self.assertEqual(self.ONE_LOGIN + ["GET " + ME, "POST " + API_KEYS], self.paths_sent())
+
+    def test_of_logouts(self):
+        for how, refresh in (("login", 0), ("expired", 1)):
+            with self.subTest(how):
+                self.start(how)
+                self.succeeds("auth", "logout", "main")
+                self.assertEqual(
+                    ["GET " + DISCOVERY, "GET " + CONFIGURATION] + ["POST " + TOKEN] * refresh
+                    + ["DELETE %s/%s" % (API_KEYS, KEY_ID), "POST " + REVOKE], self.paths_sent())
+
+    def test_without_organizations(self):
+        self.start("key")
+        self.cloud.capabilities = []
+        result = self.succeeds("organizations", "get", "-o", "json")
+        self.assertEqual([], load(result.out))
+        self.assertIn("warning: ", result.err)
+        self.assertEqual(["GET " + VERSION], self.paths_sent())
+
+
+LIST_PROJECTS = "/api/v1beta1/deployments/list-projects"
+DEPLOYMENTS_PATH = "/api/v1beta1/deployments"
+VERSION_ENDPOINT = "/api/v1beta1/deployments-public/version"
+OFFICIAL_URL = "https://api.cloud.llamaindex.ai"
+NOWHERE = "http://127.0.0.1:1"  # nothing listens there, and no name must be looked up
+# what would move a cursor, ring a bell, set a title, forge a row or turn the text around
+HOSTILE = "a\x1b[2J\x1b]0;x\x07\nFORGED  row\r\u202e\u2066\u200b\u2028\x9b31m\x00\tz"
+UNSHOWN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
+# runs the program as the main one, after what stands in front of it
+AS_MAIN = (
+    "import sys\n"
+    "sys.argv = sys.argv[1:]\n"
+    "with open(sys.argv[0], encoding='utf-8') as file:\n"
+    "    code = compile(file.read(), sys.argv[0], 'exec')\n"
+    "try:\n"
+    "    exec(code, {'__name__': '__main__', '__file__': sys.argv[0]})\n"
+    "except SystemExit as end:\n"
+    "    status = end.code\n"
+)
+
+
+class CommandCase(Case):
+    """A stand-in, no profile yet, and short ways to say what a command must answer."""
+
+    def setUp(self):
+        super().setUp()
+        self.cloud = self.cloud_server()
+
+    def expect(self, result, code, out="", err=""):
+        """OUT is the whole of stdout, None any; ERR is searched for in stderr, '' is none."""
+        self.assertEqual(result.code, code, result.err)
+        if out is not None:
+            self.assertEqual(result.out, out)
+        if err:
+            self.assertRegex(result.err, err)
+        else:
+            self.assertEqual(result.err, "")
+
+    def expect_failure(self, result, code, message, hint=None):
+        """One line that says what and why, then HINT if that is the next command; no data."""
+        lines = [line for line in result.err.splitlines() if not line.startswith("warning: ")]
+        self.assertEqual((result.code, result.out), (code, ""), result.err)
+        self.assertTrue(lines and lines[0].startswith("error: "), result.err)
+        self.assertRegex(lines[0], message)
+        hints = lines[1:]
+        self.assertLessEqual(len(hints), 1, result.err)
+        if hint is not None:
+            self.assertRegex("".join(hints), "^hint: .*" + re.escape(hint))
+
+    def failures(self, table, **options):
+        for argv, code, message, hint in table:
+            with self.subTest(argv=argv):
+                self.expect_failure(self.call(*argv.split(), **options), code, message, hint)
+
+    def done(self, *argv, **options):
+        result = self.call(*argv, **options)
+        self.assertEqual(result.code, 0, result.err)
+        return result
+
+    def rows(self, *argv, **options):
+        """The JSON value, after proof that YAML, in any letter case, says the same."""
+        value = json.loads(self.done(*argv + ("-o", "json"), **options).out,
+                           object_pairs_hook=collections.OrderedDict)
+        for kind in ("JSON", "Json"):
+            again = self.done(*argv + ("-o", kind), **options).out
+            self.assertEqual(json.loads(again), value)
+        for kind in ("yaml", "YAML", "--output=Yaml"):
+            flags = (kind,) if kind.startswith("-") else ("-o", kind)
+            self.assertEqual(self.done(*argv + flags, **options).out, llamactl.yaml_text(value))
+        return value
+
+    def table(self, *argv, **options):
+        """The cells of a text table; no command colours or truncates."""
+        text = self.done(*argv, **options).out
+        self.assertEqual(self.done(*argv + ("-o", "TEXT"), **options).out, text)
+        self.assertNotIn("\x1b", text)
+        return [re.split(" {2,}", line) for line in text.splitlines()]
+
+    def login(self, *argv, **options):
+        options.setdefault("code", 0)
+        code = options.pop("code")
+        result = self.call("auth", "login", "--no-browser", *argv, **options)
+        self.assertEqual(result.code, code, result.err)
+        return result
+
+    def requests(self):
+        return [(request.method, request.path) for request in self.cloud.requests]
+
+    def store_text(self):
+        with open(self.store_path) as file:
+            return file.read()
+
+    def key_file(self, content):
+        path = os.path.join(self.home, "key.txt")
+        with open(path, "wb") as file:
+            file.write(content)
+        return path
+
+
+def fields(value):
+    return list(value[0] if isinstance(value, list) else value)
+
+
+def bearers(requests):
+    return {request.headers.get("authorization", "none").split()[-1] for request in requests}
+
+
+# ==================================================================================================
+# one class a command: argv, environment, stdin -> exit code, stdout, stderr
+# ==================================================================================================
+
+
+class AuthToken(CommandCase):
+
+    def test_key_and_project_make_a_current_profile_without_a_question(self):
+        result = self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta",
+                           terminal=True)
+        self.assertEqual(result.out, "")
+        profile = self.profiles()["llx-wxyz"]
+        self.assertEqual(
+            (profile["api_key"], profile["project_id"], profile["project_name"]),
+            (KEY, "proj-beta", "Beta"))
+        self.assertEqual(self.stored()[self.url]["current_profile"], "llx-wxyz")
+        self.assertEqual(self.requests(), [("GET", LIST_PROJECTS)])
+
+    def test_ways_to_give_a_key_each_stripped(self):
+        padded = (" \t%s\r\n" % KEY).encode()
+        path = self.key_file(padded)
+        fifo = os.path.join(self.home, "fifo")
+        os.mkfifo(fifo)
+        ways = (
+            (["--api-key", KEY], b""), (["--api-key=" + KEY], b""),
+            (["--api-key", "-"], padded), (["--api-key=-"], padded),
+            (["--api-key-file", "-"], padded), (["--api-key-file", path], b""),
+            (["--api-key-file", fifo], b""),
+        )
+        for way, stdin in ways:
+            with self.subTest(way=way[0][:14], stdin=stdin):
+                self.write_store({})
+                writer = threading.Thread(target=self.write_pipe, args=(fifo, padded))
+                if fifo in way:
+                    writer.start()
+                self.done("auth", "token", "--project-id", "proj-alpha", *way, stdin=stdin)
+                self.assertEqual(self.profiles()["llx-wxyz"]["api_key"], KEY)
+                if fifo in way:
+                    writer.join()
+
+    def write_pipe(self, path, content):
+        with open(path, "wb") as file:
+            file.write(content)
+
+    def test_key_from_an_inherited_descriptor(self):
+        self.key_file(KEY.encode() + b"\n")
+        command = 'exec "$0" "$@" 3< key.txt'
+        process = subprocess.Popen(
+            ["sh", "-c", command, sys.executable, PROGRAM, "auth", "token", "--api-key-file",
+             "/dev/fd/3", "--project", "proj-alpha"],
+            env=self.env, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate()
+        self.assertEqual(self.note(process.returncode, out, err).code, 0)
+        self.assertEqual(self.profiles()["llx-wxyz"]["api_key"], KEY)
+
+    def test_failures_store_nothing(self):
+        self.cloud.add_key(OTHER_KEY, projects=[])
+        before = self.store_text()
+        self.failures((
+            ("auth token", 2, "--api-key", "auth token"),
+            ("auth token --project proj-alpha", 2, "--api-key", None),
+            ("auth token --api-key %s" % KEY, 2, "--project.*proj-alpha.*proj-beta", None),
+            ("auth token --api-key llx-CANARY-unknown-key", 4, "401.*req-", "auth token"),
+            ("auth token --api-key %s --project nope" % KEY, 1, "nope.*proj-alpha.*proj-beta",
+             None),
+            ("auth token --api-key %s" % OTHER_KEY, 1, "no project", None),
+            ("auth token --api-key %s --api-key-file x" % KEY, 2, "--api-key-file", None),
+            ("auth token --api-key-file /nowhere/at/all --project p", 1, "/nowhere/at/all", None),
+            ("auth token --api-key %s --no-verify" % KEY, 2, "--project", None),
+            ("auth token --api-key %s --name=-x --project p" % KEY, 2, "--name", None),
+            ("auth token --api-key %s --project a\u00e9" % KEY, 2, "--project", None),
+            ("auth token --api-key", 2, "--api-key", "auth token --help"),
+        ))
+        self.assertEqual(self.store_text(), before)
+
+    def test_what_the_server_says_decides_what_is_stored(self):
+        both = ["auth", "token", "--api-key", KEY, "--project", "proj-alpha"]
+        for kind, options, code, stored in (
+                ("status", {"status": 401}, 4, False), ("status", {"status": 403}, 4, False),
+                ("status", {"status": 404}, 1, False), ("status", {"status": 500}, 5, False),
+                ("html", {}, 5, False), ("wrong_shape", {}, 5, False),
+                ("silence", {}, 0, True)):
+            with self.subTest(kind=kind, options=options):
+                self.write_store({})
+                self.cloud.reset()
+                self.cloud.fault("*", kind, **options)
+                result = self.call(*both)
+                self.assertEqual((result.code, bool(self.profiles())), (code, stored), result.err)
+                self.assertEqual("warning: " in result.err, stored)
+
+    def test_no_server_at_all(self):
+        self.url = NOWHERE
+        self.write_store({})
+        result = self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
+        self.assertRegex(result.err, "warning: .*verified")
+        self.assertEqual(list(self.profiles()), ["llx-wxyz"])
+        self.write_store({})
+        self.expect_failure(self.call("auth", "token", "--api-key", KEY), 5, "refused")
+        self.assertEqual(self.profiles(), {})
+
+    def test_no_verify_sends_nothing(self):
+        self.done("auth", "token", "--api-key", "llx-CANARY-never-seen", "--project", "p",
+                  "--no-verify")
+        self.assertEqual(self.requests(), [])
+        self.assertEqual(self.profiles()["llx-seen"]["project_id"], "p")
+
+    def test_one_project_is_chosen(self):
+        for argv, project in ((["--org", "org-two"], "proj-beta"),
+                              (["--org", "org-one"], "proj-alpha")):
+            self.write_store({})
+            self.done("auth", "token", "--api-key", KEY, *argv)
+            self.assertEqual(self.profiles()["llx-wxyz"]["project_id"], project)
+
+    def test_environment_without_auth_needs_no_key(self):
+        self.cloud.requires_auth = False
+        self.write_store({}, requires_auth=False)
+        self.done("auth", "token", "--project", "proj-alpha")
+        self.assertEqual(self.rows("auth", "get")[0]["auth_type"], "none")
+        self.assertEqual(bearers(self.cloud.requests), {"none"})
+        self.expect_failure(self.call("auth", "inject", "--env-file", "-"), 4, "API key")
+        self.expect_failure(self.call("auth", "login"), 1, "login", "auth token")
+
+    def test_variables_are_no_source_of_a_new_profile(self):
+        env = {"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-alpha"}
+        self.expect_failure(self.call("auth", "token", env=env), 2, "--api-key")
+        for verb in ("token", "login"):
+            with self.subTest(verb=verb):
+                other = {"LLAMA_CLOUD_BASE_URL": "https://other.example/"}
+                result = self.call("auth", verb, "--project", "proj-alpha", env=other)
+                self.expect_failure(result, 2, "LLAMA_CLOUD_BASE_URL",
+                                    "environments add https://other.example")
+        self.assertEqual((self.profiles(), self.requests()), ({}, []))
+        same = {"LLAMA_CLOUD_BASE_URL": self.url + "/"}
+        self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha", env=same)
+
+
+class AuthLogin(CommandCase):
+
+    def test_start_prints_what_a_person_needs_and_resume_finishes(self):
+        started = load(self.done("auth", "login", "--start", "-o", "JSON").out)
+        self.assertEqual(fields(started), [
+            "verification_uri", "verification_uri_complete", "user_code", "expires_at", "interval"])
+        self.assertIn(started["user_code"], self.cloud.pending())
+        self.assertLess(abs(started["expires_at"] - time.time() - 600), 60)
+        for kind, shown in (("text", r"(?m)^user_code +[A-Z]{4}-[A-Z]{4}$"),
+                            ("yaml", r"(?m)^user_code: [A-Z]{4}-[A-Z]{4}$")):
+            self.assertRegex(self.done("auth", "login", "--start", "-o", kind).out, shown)
+        self.assertNotIn("device_code", json.dumps(started))
+        self.assertEqual(self.cloud.count("POST", "/oidc/token"), 0)
+        self.done("auth", "login", "--resume", "--project", "proj-beta", "--name", "work")
+        self.assertEqual(self.profiles()["work"]["project_id"], "proj-beta")
+        self.assertEqual(self.rows("auth", "get", "work")["auth_type"], "oidc")
+        self.expect_failure(self.call("auth", "login", "--resume"), 2, "waiting",
+                            "auth login --start")
+
+    def test_start_replaces_what_waited(self):
+        first, second = (self.done("auth", "login", "--start", "-o", "json").out for _ in "12")
+        self.assertNotEqual(load(first)["user_code"], load(second)["user_code"])
+        self.cloud.auto_approve = None
+        self.cloud.approve(load(second)["user_code"])
+        self.done("auth", "login", "--resume", "--project", "proj-alpha")
+
+    def test_end_of_a_login_drops_what_waited(self):
+        for error, message in (("access_denied", "refused"), ("expired_token", "expired")):
+            with self.subTest(error=error):
+                self.done("auth", "login", "--start")
+                self.cloud.token_script = [(400, {"error": error})]
+                self.expect_failure(self.call("auth", "login", "--resume"), 4, message)
+                self.expect_failure(self.call("auth", "login", "--resume"), 2, "waiting")
+        self.cloud.device_answer = {"expires_in": 0.001}
+        self.done("auth", "login", "--start")
+        self.expect_failure(self.call("auth", "login", "--resume"), 4, "expired")
+        self.expect_failure(self.call("auth", "login", "--resume"), 2, "waiting")
+
+    def test_failures(self):
+        self.failures((
+            ("auth login --start --resume", 2, "--resume", None),
+            ("auth login --resume", 2, "waiting", "auth login --start"),
+            ("auth login --name=-x", 2, "--name", None),
+        ))
+        self.cloud.browser_login = False
+        self.expect_failure(self.call("auth", "login"), 1, "not configured", "auth token")
+        self.assertEqual(self.profiles(), {})
+
+    def test_code_and_address_are_shown_even_when_quiet(self):
+        for flags in ((), ("--quiet",)):
+            result = self.login("--project", "proj-alpha", *flags)
+            self.assertRegex(result.err, self.url + "/oidc/device\n")
+            self.assertRegex(result.err, self.url + r"/oidc/device\?user_code=[A-Z]{4}-[A-Z]{4}\n")
+            self.assertRegex(result.err, r"(?m)[ ][A-Z]{4}-[A-Z]{4}$")
+            self.assertEqual(result.out, "")
+
+    def test_no_project_anywhere(self):
+        self.cloud.projects = []
+        result = self.login(code=1)
+        self.assertRegex(result.err, "error: .*project.*https://")
+        self.assertEqual(self.profiles(), {})
+
+    def test_an_approval_is_never_wasted_on_a_project(self):
+        for flags, message in (((), "proj-alpha.*proj-beta"),
+                               (("--project", "nope"), "nope.*proj-alpha.*proj-beta")):
+            with self.subTest(flags=flags):
+                self.write_store({})
+                result = self.login(*flags, code=2)
+                self.assertRegex(result.err, "error: .*" + message)
+                self.assertIn("hint: llamactl projects use ID\n", result.err)
+                self.assertIsNone(self.profiles()["dev@example.com"]["project_id"])
+                self.expect_failure(self.call("auth", "inject", "--env-file", "-"), 2,
+                                    "project", "projects use")
+                self.expect_failure(self.call("deployments", "get"), 2, "project", "projects use")
+                self.done("projects", "use", "proj-beta")
+                self.assertEqual(self.rows("config")["project_id"], "proj-beta")
+
+
+class AuthGet(CommandCase):
+
+    def test_rows(self):
+        self.with_profile()
+        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta")
+        found = self.rows("auth", "get")
+        self.assertEqual(fields(found), ["name", "api_url", "project_id", "active", "auth_type"])
+        self.assertEqual([list(row.values()) for row in found], [
+            ["llx-wxyz", self.url, "proj-beta", True, "token"],
+            ["main", self.url, "proj-alpha", False, "token"]])
+        self.assertEqual(self.rows("auth", "get", "main"), dict(found[1]))
+        self.assertEqual(self.table("auth", "get"), [
+            ["NAME", "API_URL", "PROJECT_ID", "ACTIVE", "AUTH"],
+            ["llx-wxyz", self.url, "proj-beta", "yes", "token"],
+            ["main", self.url, "proj-alpha", "no", "token"]])
+        self.assertEqual(self.done("auth", "get").out, (
+            "NAME      API_URL{0}  PROJECT_ID  ACTIVE  AUTH\n"
+            "llx-wxyz  {1}  proj-beta   yes     token\n"
+            "main      {1}  proj-alpha  no      token\n"
+        ).format(" " * (len(self.url) - 7), self.url))
+
+    def test_empty(self):
+        self.assertEqual(self.done("auth", "get", "-o", "json").out, "[]\n")
+        self.assertEqual(self.rows("auth", "get"), [])
+        self.expect(self.call("auth", "get"), 0, "", "hint: llamactl auth login\n")
+        open(os.path.join(self.folder, "profiles.db"), "w").close()
+        self.expect(self.call("auth", "get"), 0, "", "hint: .*auth import --from-official\n")
+
+    def test_only_profiles_of_the_current_environment(self):
+        self.with_profile()
+        self.done("environments", "add", "https://other.example", "--no-verify")
+        self.assertEqual(self.rows("auth", "get"), [])
+        self.expect_failure(self.call("auth", "get", "main"), 1, "main")
+
+    def test_a_read_creates_nothing(self):
+        shutil.rmtree(self.folder)
+        self.assertEqual(self.done("auth", "get", "-o", "json").out, "[]\n")
+        self.done("config")
+        self.done("environments", "get")
+        self.assertFalse(os.path.exists(self.folder))
+
+
+class AuthUse(CommandCase):
+
+    def test_use(self):
+        self.write_store({"a": {"auth_type": "token", "api_key": KEY, "project_id": "p"},
+                          "b": {"auth_type": "token", "api_key": KEY, "project_id": "q"}}, "a")
+        self.expect(self.call("auth", "use", "b"), 0, "", "b")
+        self.assertEqual(self.stored()[self.url]["current_profile"], "b")
+        self.failures((
+            ("auth use", 2, "NAME.*a, b", None),
+            ("auth use c", 1, "c.*a, b", "auth get"),
+            ("auth use a b", 2, "argument", "auth use --help"),
+        ))
+        self.assertEqual((self.stored()[self.url]["current_profile"], self.requests()), ("b", []))
+
+    def test_nothing_to_use(self):
+        self.failures((("auth use", 4, "not logged in", "auth login"),
+                       ("auth use x", 1, "x", None)))
+
+    def test_nothing_to_use_where_no_login_is_needed(self):
+        self.write_store({}, requires_auth=False)
+        for verb in ("use", "logout"):
+            with self.subTest(verb=verb):
+                result = self.call("auth", verb)
+                self.assertIn(result.code, (1, 2, 4))
+                self.assertRegex(result.err, "^error: .*no profile")
+                self.assertNotIn("None", result.err)
+
+
+class AuthLogout(CommandCase):
+
+    def test_token_profile_goes_without_a_request(self):
+        self.with_profile()
+        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b")
+        self.cloud.reset()
+        self.done("auth", "logout", "main")
+        self.assertEqual(self.stored()[self.url]["current_profile"], "b")
+        self.done("auth", "logout", "b")
+        self.assertEqual((self.profiles(), self.stored()[self.url]["current_profile"]), ({}, None))
+        self.assertEqual(self.requests(), [])
+        self.assertNotIn(CANARY, self.store_text())
+        self.failures((
+            ("auth inject --env-file -", 4, "not logged in", "auth login"),
+            ("auth logout b", 1, "b", None),
+            ("auth logout", 4, "not logged in", None),
+        ))
+
+    def test_choice_is_needed(self):
+        self.with_profile()
+        self.failures((("auth logout", 2, "NAME.*main", None),
+                       ("auth logout main --all", 2, "--all", None)))
+        self.assertEqual(list(self.profiles()), ["main"])
+
+    def test_selection_of_other_environments_stays(self):
+        self.with_profile()
+        first = self.url
+        self.done("environments", "add", NOWHERE, "--no-verify")
+        self.done("auth", "token", "--api-key", KEY, "--project", "p", "--no-verify", "--name",
+                  "main")
+        self.done("auth", "logout", "main")
+        self.assertEqual(self.stored()[first]["current_profile"], "main")
+        self.assertIsNone(self.stored()[NOWHERE]["current_profile"])
+
+    def test_all_is_every_profile_of_every_environment(self):
+        self.with_profile()
+        self.done("environments", "add", NOWHERE, "--no-verify")
+        self.done("auth", "token", "--api-key", KEY, "--project", "p", "--no-verify")
+        self.done("auth", "logout", "--all")
+        self.assertEqual([record["profiles"] for record in self.stored().values()], [{}, {}])
+        self.assertNotIn(CANARY, self.store_text())
+        self.done("auth", "logout", "--all")
+
+    def test_login_is_ended_on_the_server(self):
+        self.login("--project", "proj-alpha")
+        made = self.profiles()["dev@example.com"]["api_key"]
+        self.done("auth", "logout", "dev@example.com")
+        self.assertNotIn(made, self.cloud.keys_alive())
+        self.assertTrue(self.cloud.logins[0]["revoked"])
+        self.assertEqual(self.profiles(), {})
+
+    def test_a_key_that_may_still_work_is_named(self):
+        self.login("--project", "proj-alpha")
+        key_id = self.profiles()["dev@example.com"]["api_key_id"]
+        self.cloud.fault("/api/v1/api-keys/" + key_id, "status", status=500)
+        result = self.call("auth", "logout", "dev@example.com")
+        self.assertEqual((result.code, self.profiles()), (1, {}))
+        self.assertRegex(result.err, "error: .*" + key_id)
+
+
+class AuthInject(CommandCase):
+
+    def lines(self, key=KEY, project="proj-alpha", url=None):
+        return ("LLAMA_CLOUD_API_KEY=%s\nLLAMA_CLOUD_BASE_URL=%s\nLLAMA_AGENTS_PROJECT_ID=%s\n"
+                % (key, url or self.url, project))
+
+    def inject(self, *argv, **options):
+        return self.done("auth", "inject", "--env-file", "-", *argv, sings=True, **options).out
+
+    def test_where_it_writes(self):
+        self.with_profile()
+        self.assertEqual(sorted(self.inject().splitlines()), sorted(self.lines().splitlines()))
+        self.assertEqual(self.process("auth", "inject").code, 0)
+        self.done("auth", "inject", "--env-file", os.path.join(self.home, "new/folder/x.env"))
+        for name in (".env", "new/folder/x.env"):
+            with open(os.path.join(self.home, name)) as file:
+                self.assertEqual(file.read(), self.inject())
+        self.assertEqual(self.requests(), [])
+
+    def test_whose_credential(self):
+        self.with_profile()
+        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b")
+        variables = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "env-project"}
+        for argv, env, expected in (
+                ([], {}, self.lines(project="proj-beta")),
+                (["--profile", "main"], {}, self.lines()),
+                (["--project", "third"], {}, self.lines(project="third")),
+                ([], variables, self.lines(OTHER_KEY, "env-project", OFFICIAL_URL)),
+                (["--profile", "main"], variables, self.lines()),
+                (["--project", "flag"], variables, self.lines(OTHER_KEY, "flag", OFFICIAL_URL))):
+            with self.subTest(argv=argv, env=sorted(env)):
+                found = self.inject(*argv, env=env)
+                self.assertEqual(sorted(found.splitlines()), sorted(expected.splitlines()))
+
+    def test_failures(self):
+        self.failures((("auth inject", 4, "not logged in", "auth login"),
+                       ("auth inject --env-file", 2, "--env-file", "auth inject --help")))
+        self.with_profile(project=None)
+        self.failures((
+            ("auth inject", 2, "project", "projects use"),
+            ("auth inject --profile nope", 1, "nope", None),
+        ))
+        self.with_profile(key=None)
+        self.failures((("auth inject --env-file -", 4, "API key", None),))
+        self.assertEqual(os.listdir(self.home), ["conf"])
+
+
+class AuthStatus(CommandCase):
+
+    def values(self, *argv, code=0, env=()):
+        """field -> (value, source), from the text; the same facts stand in JSON and YAML."""
+        shown = {}
+        for kind in ("text", "json", "YAML"):
+            result = self.call("auth", "status", "-o", kind, *argv, env=env)
+            self.assertEqual(result.code, code, result.err)
+            shown[kind] = re.sub("req-[0-9]+", "req", result.out)
+        rows = [re.split(" {2,}", line) for line in shown["text"].splitlines()]
+        self.assertRegex(" ".join(rows[0]), "^[A-Z ]+$")
+        told = json.loads(shown["json"])
+        self.assertEqual(shown["YAML"], llamactl.yaml_text(told))
+        found = {row[0]: tuple(row[1:]) for row in rows[1:]}
+        for name, cells in found.items():
+            self.assertEqual(cells[0], told[name] or "-")
+        return found
+
+    def test_it_works_and_says_where_each_value_came_from(self):
+        self.with_profile()
+        found = self.values()
+        self.assertEqual(found["environment"][0], self.url)
+        self.assertEqual(found["profile"][0], "main")
+        self.assertEqual(found["project_id"], ("proj-alpha", "profile"))
+        self.assertEqual(found["api_key"][1], "profile")
+        self.assertNotIn(KEY[:-4], str(found))
+
+    def test_sources(self):
+        self.with_profile()
+        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b")
+        full = {"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
+                "LLAMA_CLOUD_BASE_URL": self.url}
+        table = (
+            ([], {}, "profile", "b", "auth use"),
+            (["main"], {}, "profile", "main", "NAME"),
+            (["--profile", "main"], {}, "profile", "main", "--profile"),
+            ([], {"LLAMACTL_PROFILE": "main"}, "profile", "main", "LLAMACTL_PROFILE"),
+            ([], full, "environment", self.url, "LLAMA_CLOUD_BASE_URL"),
+            ([], full, "project_id", "proj-beta", "LLAMA_AGENTS_PROJECT_ID"),
+            (["main"], full, "profile", "main", "NAME"),
+            ([], dict(full, LLAMA_CLOUD_BASE_URL=""), "environment", OFFICIAL_URL, "default"),
+            ([], dict(full, LLAMA_CLOUD_USE_PROFILE="1"), "profile", "b", "auth use"),
+        )
+        for argv, env, name, value, source in table:
+            with self.subTest(argv=argv, name=name, env=sorted(env)):
+                found = self.values("--offline", *argv, env=env)
+                self.assertEqual(found[name], (value, source))
+
+    def test_exit_codes(self):
+        self.values(code=4)
+        self.values("--offline", code=4)
+        self.with_profile()
+        self.values(code=0)
+        self.with_profile(key="llx-CANARY-rejected-key")
+        self.values(code=4)
+        self.values("--offline", code=0)
+        self.url = NOWHERE
+        self.with_profile()
+        self.values(code=5)
+
+    def test_offline_sends_nothing(self):
+        self.with_profile()
+        self.values("--offline")
+        self.assertEqual(self.requests(), [])
+
+    def test_certificates_and_proxy(self):
+        self.url = "https://llama.example"
+        self.with_profile()
+        for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+            with self.subTest(name=name):
+                bundle = os.path.join(self.home, name + ".pem")
+                found = self.values("--offline", env={name: bundle})
+                self.assertEqual(found["ca_bundle"], (bundle, name))
+        for proxy in ("http://user:pw-CANARY@proxy.example:3128", "user:CANARY@proxy.example:3128",
+                      "http://user:p@CANARY@proxy.example:3128/", "http://proxy.example:3128",
+                      "http://user:p/CANARY@proxy.example:3128"):
+            with self.subTest(proxy=proxy):
+                shown = self.values("--offline", env={"https_proxy": proxy})["proxy"][0]
+                self.assertIn("proxy.example:3128", shown)
+                self.assertNotIn("CANARY", shown)
+        direct = {"https_proxy": "http://proxy.example:3128", "no_proxy": "llama.example"}
+        self.assertEqual(self.values("--offline", env=direct)["proxy"][0], "-")
+
+
+class AuthExec(CommandCase):
+
+    def test_the_command_replaces_the_program(self):
+        self.with_profile()
+        before = sorted(os.listdir(self.folder)), self.store_text()
+        script = ('echo "$$|$LLAMA_CLOUD_API_KEY|$LLAMA_CLOUD_BASE_URL|$LLAMA_AGENTS_PROJECT_ID|'
+                  '${LLAMA_CLOUD_USE_PROFILE-dropped}|$KEPT"; exit 7')
+        process = self.spawn("auth", "exec", "--", "sh", "-c", script,
+                             env={"LLAMA_CLOUD_USE_PROFILE": "1", "KEPT": "kept"})
+        out, err = process.communicate()
+        self.assertEqual(self.note(process.returncode, out, err, sings=True).code, 7)
+        self.assertEqual(out.decode(), "|".join(
+            [str(process.pid), KEY, self.url, "proj-alpha", "dropped", "kept"]) + "\n")
+        self.assertEqual((sorted(os.listdir(self.folder)), self.store_text()), before)
+        self.assertEqual(os.listdir(self.home), ["conf"])
+
+    def test_the_command_dies_of_a_closed_pipe_again(self):
+        self.with_profile()
+        result = self.process("auth", "exec", "--", "sh", "-c", "kill -PIPE $$; echo survived")
+        self.assertEqual((result.code, result.out), (-signal.SIGPIPE, ""))
+
+    def test_its_own_options_end_at_the_dashes(self):
+        self.with_profile()
+        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b")
+        with unittest.mock.patch.object(os, "execvpe", side_effect=FileNotFoundError) as execute:
+            with unittest.mock.patch.object(signal, "signal"):
+                for argv, project in ((["--", "env", "--help", "-o", "--"], "proj-beta"),
+                                      (["main", "--", "env"], "proj-alpha"),
+                                      (["--profile", "main", "--quiet", "--", "env"], "proj-alpha"),
+                                      (["main", "--project", "x", "--", "env"], "x")):
+                    with self.subTest(argv=argv):
+                        self.assertEqual(self.call("auth", "exec", *argv).code, 127)
+                        program, command, variables = execute.call_args[0]
+                        self.assertEqual(["--"] + command, argv[argv.index("--"):])
+                        self.assertEqual(variables["LLAMA_AGENTS_PROJECT_ID"], project)
+
+    def test_failures(self):
+        self.with_profile()
+        plain = os.path.join(self.home, "plain")
+        open(plain, "w").close()
+        with unittest.mock.patch.object(signal, "signal"):
+            self.failures((
+                ("auth exec", 2, "command", None),
+                ("auth exec --", 2, "command", None),
+                ("auth exec main nope", 2, "argument", None),
+                ("auth exec -- /nowhere/at/all", 127, "/nowhere/at/all", None),
+                ("auth exec -- no-such-command-anywhere", 127, "not found", None),
+                ("auth exec -- " + plain, 126, "plain", None),
+                ("auth exec nope -- env", 1, "nope", None),
+            ))
+            self.write_store({})
+            self.failures((("auth exec -- env", 4, "not logged in", "auth login"),))
+
+
+class Environments(CommandCase):
+
+    def test_get(self):
+        self.assertEqual([list(row.items()) for row in self.rows("environments", "get")], [
+            [("api_url", OFFICIAL_URL), ("requires_auth", True), ("active", False)],
+            [("api_url", self.url), ("requires_auth", True), ("active", True)]])
+        self.assertEqual(self.rows("environments", "get", self.url + "/")["active"], True)
+        self.assertEqual(self.table("environments", "get")[0],
+                         ["API_URL", "REQUIRES_AUTH", "ACTIVE"])
+        shutil.rmtree(self.folder)
+        self.assertEqual([list(row.values()) for row in self.rows("environments", "get")],
+                         [[OFFICIAL_URL, True, True]])
+
+    def test_add_probes_stores_and_makes_current(self):
+        shutil.rmtree(self.folder)
+        self.cloud.requires_auth = False
+        self.expect(self.call("environments", "add", self.url.upper() + "/"), 0, "", self.url)
+        self.assertEqual(self.requests(), [("GET", VERSION_ENDPOINT)])
+        self.assertEqual(list(self.rows("environments", "get", self.url).values()),
+                         [self.url, False, True])
+
+    def test_add_of_what_does_not_answer_changes_nothing(self):
+        self.expect_failure(self.call("environments", "add", NOWHERE), 5, "refused")
+        self.cloud.fault(VERSION_ENDPOINT, "html")
+        self.expect_failure(self.call("environments", "add", self.url + "/x"), 1, "404")
+        self.expect_failure(self.call("environments", "add", self.url), 5, "JSON")
+        self.assertEqual(list(self.stored()), [self.url])
+
+    def test_addresses(self):
+        for given, stored in (
+                ("HTTP://LocalHost:80/", "http://localhost"),
+                ("https://Llama.Example:443", "https://llama.example"),
+                ("https://llama.example:8443/Path/", "https://llama.example:8443/Path"),
+                ("http://[::1]:8000", "http://[::1]:8000"),
+                ("https://10.0.0.1/", "https://10.0.0.1")):
+            with self.subTest(given=given):
+                self.expect(self.call("environments", "add", given, "--no-verify"), 0, "",
+                            re.escape(stored))
+                self.assertEqual(self.rows("config")["environment"], stored)
+        before = self.store_text()
+        for bad in ("llama.example", "ftp://llama.example", "file:///etc/passwd", "https://",
+                    "https://u:p-CANARY@llama.example", "https://llama.example?x=1",
+                    "https://llama.example/#a", "https://llama.example:99999", "https://a b",
+                    "https://llama.example:x", "javascript:alert(1)", "",
+                    "https://llama.example/?", "https://a\nb.example"):
+            for verb in ("get", "add", "use", "delete"):
+                with self.subTest(bad=bad, verb=verb):
+                    if bad or verb == "add":
+                        self.expect_failure(self.call("environments", verb, bad), 2, "http")
+        self.assertEqual((self.store_text(), self.requests()), (before, []))
+
+    def test_warnings_of_an_environment(self):
+        for url, plain in (("http://llama.example", True), ("http://127.0.0.2", False),
+                           ("http://localhost:9", False), ("http://[::1]", False),
+                           ("http://localhost.llama.example", True), ("https://a.example", False)):
+            with self.subTest(url=url):
+                result = self.done("environments", "add", url, "--no-verify", "--quiet")
+                self.assertEqual("warning: " in result.err, plain)
+        for version, newer in (("0.10.5", True), ("1.0", True), ("0.10.4", False), (None, False),
+                               ("0.9.12", False), ("0.11", True)):
+            with self.subTest(version=version):
+                self.cloud.min_llamactl_version = version
+                result = self.done("environments", "add", self.url, "--quiet")
+                self.assertEqual("warning: " in result.err, newer)
+
+    def test_use(self):
+        self.done("environments", "use", OFFICIAL_URL)
+        self.assertEqual(self.rows("config")["environment"], OFFICIAL_URL)
+        self.done("environments", "use", self.url + "/")
+        self.assertEqual((self.rows("config")["environment"], self.requests()), (self.url, []))
+        self.failures((
+            ("environments use", 2, "URL.*%s.*%s" % (OFFICIAL_URL, self.url), None),
+            ("environments use https://nope.example", 1, "https://nope.example",
+             "environments add https://nope.example"),
+            ("environments get https://nope.example", 1, "https://nope.example", None),
+            ("environments add", 2, "URL", "environments add --help"),
+        ))
+
+    def test_delete_takes_the_profiles_along(self):
+        self.with_profile()
+        self.login("--project", "proj-alpha")
+        made = self.profiles()["dev@example.com"]["api_key"]
+        self.done("environments", "delete", self.url)
+        left = self.rows("environments", "get")
+        self.assertEqual([row["api_url"] for row in left], [OFFICIAL_URL])
+        self.assertEqual(self.rows("config")["environment"], OFFICIAL_URL)
+        self.assertNotIn(made, self.cloud.keys_alive())
+        self.assertNotIn(CANARY, self.store_text())
+        self.failures((("environments delete", 2, "URL.*" + OFFICIAL_URL, None),
+                       ("environments delete " + self.url, 1, self.url, None)))
+        self.done("environments", "delete", OFFICIAL_URL)
+        self.assertEqual([row["active"] for row in self.rows("environments", "get")], [True])
+
+
+class Projects(CommandCase):
+
+    def test_get(self):
+        self.with_profile()
+        found = self.rows("projects", "get")
+        self.assertEqual(fields(found), [
+            "project_id", "project_name", "deployment_count", "active", "org_id"])
+        self.assertEqual([list(row.values()) for row in found], [
+            ["proj-alpha", "Alpha", 2, True, "org-one"],
+            ["proj-beta", "Beta", 0, False, "org-two"]])
+        self.assertEqual(self.rows("projects", "get", "proj-beta"), dict(found[1]))
+        self.assertEqual(self.rows("projects", "get", "--org", "org-two"), [dict(found[1])])
+        self.assertEqual(self.table("projects", "get"), [
+            ["NAME", "PROJECT_ID", "DEPLOYMENTS", "ACTIVE", "ORG_ID"],
+            ["Alpha", "proj-alpha", "2", "yes", "org-one"],
+            ["Beta", "proj-beta", "0", "no", "org-two"]])
+
+    def test_missing_members_have_defaults(self):
+        self.with_profile()
+        self.cloud.projects = [{"project_id": "bare", "project_name": None, "more": [1]}]
+        self.assertEqual(list(self.rows("projects", "get", "bare").values()),
+                         ["bare", "bare", 0, False, "default"])
+
+    def test_empty_and_missing(self):
+        self.with_profile()
+        self.failures((("projects get nope", 1, "nope", None),))
+        self.cloud.projects = []
+        self.assertEqual(self.done("projects", "get", "-o", "json").out, "[]\n")
+        self.assertEqual(self.rows("projects", "get"), [])
+
+    def test_one_request_with_the_profile_s_key(self):
+        self.with_profile()
+        self.done("projects", "get")
+        self.assertEqual(self.requests(), [("GET", LIST_PROJECTS)])
+        self.assertEqual(bearers(self.cloud.requests), {KEY})
+        self.with_profile(key="llx-CANARY-rejected-key")
+        self.failures((("projects get", 4, "401.*req-", "auth login"),))
+
+    def test_use(self):
+        self.with_profile()
+        self.expect(self.call("projects", "use", "proj-beta"), 0, "", "Beta")
+        self.assertEqual(list(self.rows("config").values()),
+                         [self.url, "main", "proj-beta", "Beta"])
+        self.failures((
+            ("projects use nope", 1, "nope.*proj-alpha.*proj-beta", None),
+            ("projects use", 2, "proj-alpha.*proj-beta", None),
+            ("projects use proj-alpha --profile nope", 1, "nope", None),
+            ("projects use proj-alpha --org org-two", 1, "proj-alpha.*proj-beta", None),
+        ))
+        self.assertEqual(self.profiles()["main"]["project_id"], "proj-beta")
+        self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha", "--name", "b")
+        self.done("projects", "use", "proj-alpha", "--profile", "main")
+        self.assertEqual(self.profiles()["main"]["project_id"], "proj-alpha")
+        self.assertEqual(self.rows("config")["profile"], "b")
+
+    def test_nothing_to_use_it_for(self):
+        self.failures((("projects use proj-alpha", 4, "not logged in", "auth login"),
+                       ("projects get", 4, "not logged in", "auth login")))
+        self.cloud.requires_auth = False
+        self.write_store({}, requires_auth=False)
+        self.assertEqual(len(self.rows("projects", "get")), 2)
+
+
+class Organizations(CommandCase):
+
+    def test_get(self):
+        self.with_profile()
+        found = self.rows("organizations", "get")
+        self.assertEqual(fields(found), ["org_id", "org_name", "is_default", "active"])
+        self.assertEqual([list(row.values()) for row in found],
+                         [["org-one", "Org One", True, True], ["org-two", "Org Two", False, False]])
+        self.assertEqual(self.table("organizations", "get"), [
+            ["NAME", "ORG_ID", "DEFAULT", "ACTIVE"],
+            ["Org One", "org-one", "yes", "yes"], ["Org Two", "org-two", "no", "no"]])
+
+    def test_server_without_organizations_is_not_asked_for_them(self):
+        self.with_profile()
+        self.cloud.capabilities = ["code_push"]
+        self.expect(self.call("organizations", "get", "-o", "json"), 0, "[]\n", "warning: ")
+        self.assertEqual(self.requests(), [("GET", VERSION_ENDPOINT)])
+
+
+class Config(CommandCase):
+
+    def test_values(self):
+        self.assertEqual(list(self.rows("config").items()), [
+            ("environment", self.url), ("profile", None), ("project_id", None),
+            ("project_name", None)])
+        self.with_profile()
+        self.assertEqual(list(self.rows("config").values()),
+                         [self.url, "main", "proj-alpha", "Alpha"])
+        self.assertEqual(self.table("config"), [
+            ["ENVIRONMENT", "PROFILE", "PROJECT_ID", "PROJECT_NAME"],
+            [self.url, "main", "proj-alpha", "Alpha"]])
+        env = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "p"}
+        self.assertEqual(list(self.rows("config", env=env).values()),
+                         [OFFICIAL_URL, None, "p", None])
+        self.assertEqual(self.rows("config", "--profile", "main", env=env)["project_id"],
+                         "proj-alpha")
+        self.failures((("config --profile nope", 1, "nope.*main", None),))
+        self.assertEqual(self.requests(), [])
+
+
+class Deployments(CommandCase):
+
+    def setUp(self):
+        super().setUp()
+        self.with_profile()
+
+    def test_values(self):
+        invoices = {
+            "name": "invoices", "generate_name": "Invoices",
+            "spec": {
+                "repo_url": "https://github.com/example/invoices",
+                "deployment_file_path": "llama_deploy.yml", "git_ref": "main",
+                "appserver_version": "0.4.2", "suspended": False,
+                "secrets": {"OPENAI_API_KEY": "********", "DATABASE_URL": "********"},
+                "personal_access_token": "********"},
+            "status": {
+                "phase": "Running", "git_sha": "0123456789abcdef0123456789abcdef01234567",
+                "apiserver_url": "https://invoices.example.com/", "project_id": "proj-alpha",
+                "warning": None}}
+        found = self.rows("deployments", "get", "invoices")
+        self.assertEqual(found, invoices)
+        self.assertEqual(fields(found), ["name", "generate_name", "spec", "status"])
+        self.assertEqual(fields(found["spec"]), list(invoices["spec"]))
+        self.assertEqual(fields(found["status"]), list(invoices["status"]))
+        both = self.rows("deployments", "get")
+        self.assertEqual([row["name"] for row in both], ["invoices", "chat-bot"])
+        spec = dict(both[1]["spec"])
+        self.assertFalse(spec.pop("secrets", None))
+        self.assertEqual(spec, {"repo_url": "", "deployment_file_path": ".", "suspended": True})
+        self.assertEqual(both[1]["status"]["git_sha"], None)
+
+    def test_text(self):
+        self.assertEqual(self.table("deployments", "get")[:2], [
+            ["NAME", "REPO", "GIT_REF", "PHASE"],
+            ["invoices", "https://github.com/example/invoices", "main", "Running"]])
+        for kind in ("wide", "WIDE"):
+            wide = self.done("deployments", "get", "invoices", "-o", kind).out.splitlines()
+            self.assertEqual([re.split(" {2,}", line) for line in wide], [
+                ["NAME", "REPO", "GIT_REF", "PHASE", "APPSERVER", "GIT_SHA", "APISERVER_URL",
+                 "PROJECT"],
+                ["invoices", "https://github.com/example/invoices", "main", "Running", "0.4.2",
+                 "0123456789abcdef0123456789abcdef01234567", "https://invoices.example.com/",
+                 "proj-alpha"]])
+
+    def test_older_servers_and_newer_words(self):
+        self.cloud.deployments = [{
+            "id": "old", "name": "Old", "repo_url": "", "deployment_file_path": ".",
+            "project_id": "proj-alpha", "llama_deploy_version": "0.3", "status": "Levitating",
+            "unheard_of": {"of": 1}}]
+        found = self.rows("deployments", "get", "old")
+        self.assertEqual((found["generate_name"], found["spec"]["appserver_version"],
+                          found["status"]["phase"]), ("Old", "0.3", "Levitating"))
+
+    def test_names_and_failures(self):
+        self.failures((
+            ("deployments get nope", 1, "404: Deployment nope not found .*req-", None),
+            ("deployments get --project proj-zeta", 1, "403: No access to project proj-zeta", None),
+            ("deployments get ..", 1, "404", None),
+            ("deployments get -o wider", 2, "wide", None),
+            ("auth get -o wide", 2, "json", None),
+        ))
+        self.call("deployments", "get", "a/b c?d#\u00e9")
+        last = self.cloud.requests[-1]
+        self.assertEqual(last.path, DEPLOYMENTS_PATH + "/a%2Fb%20c%3Fd%23%C3%A9")
+        self.assertEqual(last.query, {"project_id": "proj-alpha"})
+        empty = self.done("deployments", "get", "--project", "proj-beta", "-o", "json")
+        self.assertEqual(empty.out, "[]\n")
+
+
+# ==================================================================================================
+# what all commands share: variables, words, help, keys, names, hostile texts, doing it twice
+# ==================================================================================================
+
+
+class Variables(CommandCase):
+
+    def setUp(self):
+        super().setUp()
+        self.cloud.add_key(OTHER_KEY)
+        self.with_profile()
+        self.done("auth", "token", "--api-key", OTHER_KEY, "--project", "proj-beta", "--name",
+                  "second")
+        self.done("auth", "use", "main")
+        self.cloud.deployments = []  # no warnings but those of the variables
+        self.servers = {"profile's": self.cloud}
+        for name in ("variable's", "default"):
+            stand_in = StandIn(Cloud())
+            stand_in.start()
+            self.addCleanup(stand_in.stop)
+            stand_in.cloud.add_key(OTHER_KEY)
+            stand_in.cloud.deployments = []
+            self.servers[name] = stand_in.cloud
+        patcher = unittest.mock.patch.object(llamactl, "DEFAULT_API_URL", stand_in.url)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        self.full = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
+                     "LLAMA_CLOUD_BASE_URL": self.servers["variable's"].base_url + "/"}
+        self.forget()
+
+    def forget(self):
+        for cloud in self.servers.values():
+            cloud.reset()
+
+    def used(self, argv, env):
+        """(server, key, project) that a command used, and what it warned of."""
+        self.forget()
+        result = self.done(*argv.split(), env=env)
+        (name, request), = [(name, request) for name, cloud in self.servers.items()
+                            for request in cloud.requests]
+        key = {KEY: "stored", OTHER_KEY: "other"}[request.headers["authorization"].split()[1]]
+        warned = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+        return (name, key, request.query.get("project_id")), warned
+
+    def without(self, *names):
+        return {name: value for name, value in self.full.items() if name not in names}
+
+    def test_precedence(self):
+        url, key, project = ("LLAMA_CLOUD_BASE_URL", "LLAMA_CLOUD_API_KEY",
+                             "LLAMA_AGENTS_PROJECT_ID")
+        get = "deployments get"
+        main = ("profile's", "stored", "proj-alpha")
+        second = ("profile's", "other", "proj-beta")
+        variables = ("variable's", "other", "proj-beta")
+        table = (
+            (get, {}, main, None),
+            (get, self.full, variables, "LLAMA_CLOUD_USE_PROFILE=1"),
+            (get, self.without(project), main, key),
+            (get, self.without(url), ("default", "other", "proj-beta"), key),
+            (get, self.without(key, url), main, project),
+            (get, self.without(key, project), main, url),
+            (get, self.without(key), main, project),
+            (get, dict(self.full, LLAMACTL_PROFILE="main"), variables, "main"),
+            (get, dict(self.full, LLAMA_CLOUD_USE_PROFILE="1"), main, None),
+            (get, {"LLAMACTL_PROFILE": "second"}, second, None),
+            (get, {name: "" for name in self.full}, main, None),
+            (get, dict(self.full, LLAMACTL_PROFILE="", LLAMA_CLOUD_USE_PROFILE=""), variables, key),
+            (get, dict.fromkeys(["LLAMACTL_PROFILE", key], ""), main, None),
+            (get + " --project proj-alpha", self.full, ("variable's", "other", "proj-alpha"), key),
+            (get + " --project proj-alpha", self.without(project),
+             ("variable's", "other", "proj-alpha"), key),
+            (get + " --project proj-beta", {}, ("profile's", "stored", "proj-beta"), None),
+            (get + " --project proj-alpha", self.without(key, url), main, project),
+            (get + " --profile main", self.full, main, None),
+            ("--profile second " + get, {}, second, None),
+            (get + " --profile main", {"LLAMACTL_PROFILE": "second"}, main, None),
+            (get + " --profile second --project proj-alpha", self.full,
+             ("profile's", "other", "proj-alpha"), None),
+            ("projects get", self.without(project), ("variable's", "other", None), key),
+            ("projects get", self.without(url, project), ("default", "other", None), key),
+            ("projects get", self.without(key, project), main[:2] + (None,), url),
+            ("projects get --profile main", self.full, main[:2] + (None,), None),
+        )
+        for argv, env, expected, warning in table:
+            with self.subTest(argv=argv, env=sorted(env)):
+                used, warned = self.used(argv, env)
+                self.assertEqual(used, expected)
+                if warning is None:
+                    self.assertEqual(warned, [])
+                else:
+                    self.assertIn(warning, "\n".join(warned))
+
+    def test_words_of_use_profile(self):
+        for word in ("1", "true", "yes", "on", "t", "y", "TRUE", "Yes", "oN"):
+            with self.subTest(word=word):
+                env = dict(self.full, LLAMA_CLOUD_USE_PROFILE=word)
+                self.assertEqual(self.used("deployments get", env)[0][0], "profile's")
+        for word in ("0", "false", "no", "off", "f", "n", "2", "maybe", "truely"):
+            with self.subTest(word=word):
+                env = dict(self.full, LLAMA_CLOUD_USE_PROFILE=word)
+                self.assertEqual(self.used("deployments get", env)[0][0], "variable's")
+
+    def test_no_key_goes_to_another_server(self):
+        """Whatever is set, the profile's key is seen by its own server alone."""
+        names = sorted(self.full) + ["LLAMACTL_PROFILE"]
+        for bits in range(16):
+            chosen = [name for index, name in enumerate(names) if bits >> index & 1]
+            env = {name: self.full.get(name, "main") for name in chosen}
+            for command in ("deployments get", "projects get", "auth status", "organizations get"):
+                self.call(*command.split(), env=env)
+        for name, key in (("profile's", KEY), ("variable's", OTHER_KEY), ("default", OTHER_KEY)):
+            with self.subTest(server=name):
+                self.assertGreater(len(self.servers[name].requests), 4)
+                self.assertEqual(bearers(self.servers[name].requests) - {"none"}, {key})
+
+    def test_state_of_the_store_does_not_matter_to_a_full_credential(self):
+        before = self.store_text()
+        for state in ("{", "", "[]", '{"version": 99}', before[:-20], "[" * 100000, "folder"):
+            with self.subTest(state=state[:20]):
+                if state == "folder":
+                    os.unlink(self.store_path)
+                    os.mkdir(self.store_path)
+                else:
+                    with open(self.store_path, "w") as file:
+                        file.write(state)
+                for command in ("deployments get", "projects get", "auth status", "config",
+                                "auth inject --env-file %s/.env" % self.home):
+                    self.done(*command.split(), env=self.full)
+                self.assertEqual(self.call("deployments", "get").code, 1)
+        for folder in ("/proc/nowhere", "/dev/null/x"):
+            self.done("projects", "get", env=dict(self.full, LLAMACTL_CONFIG_DIR=folder))
+        homeless = dict(self.full, LLAMACTL_CONFIG_DIR="", HOME="/nonexistent")
+        self.done("deployments", "get", env=homeless)
+
+    def test_changes_say_that_variables_win_anyway(self):
+        winning = self.without("LLAMA_CLOUD_BASE_URL")
+        for argv in ("auth use main", "projects use proj-alpha", "auth logout second",
+                     "auth token --api-key %s --project proj-beta" % KEY,
+                     "environments use " + self.url):
+            with self.subTest(argv=argv):
+                self.assertRegex(self.done(*argv.split(), env=winning).err,
+                                 "warning: .*LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE")
+                quiet = dict(winning, LLAMA_CLOUD_USE_PROFILE="1")
+                if not argv.startswith("auth logout"):
+                    self.assertNotIn("warning", self.done(*argv.split(), env=quiet).err)
+
+    def test_malformed_values(self):
+        for name, value, message in (
+                ("LLAMA_CLOUD_BASE_URL", "ftp://x", "http"),
+                ("LLAMA_CLOUD_BASE_URL", "https://user:CANARY@x", "http"),
+                ("LLAMA_AGENTS_PROJECT_ID", "a b", "project"),
+                ("LLAMACTL_PROFILE", "nope", "nope.*main")):
+            with self.subTest(name=name, value=value):
+                env = dict(self.full, **{name: value})
+                if name == "LLAMACTL_PROFILE":
+                    self.done("projects", "get", env=env)
+                    env = {name: value}
+                result = self.call("projects", "get", env=env)
+                self.expect_failure(result, 1 if name == "LLAMACTL_PROFILE" else 2, message)
+
+
+class Words(CommandCase):
+
+    EVERY = ("auth token", "auth login", "auth get", "auth use", "auth logout", "auth inject",
+             "auth status", "auth exec", "auth import", "environments get", "environments add",
+             "environments use", "environments delete", "projects get", "projects use",
+             "organizations get", "config", "deployments get")
+    GROUPS = ("auth", "environments", "projects", "organizations", "deployments")
+
+    def test_help_at_each_level(self):
+        for argv in ("", "-h", "--help"):
+            result = self.done(*argv.split())
+            self.assertEqual(result.err, "")
+            for command in self.EVERY:
+                self.assertIn(command + " ", result.out)
+            for code in ("0 ", "1 ", "2 ", "4 ", "5 ", "130 "):
+                self.assertIn(code, result.out)
+        for group in self.GROUPS:
+            for flag in ("-h", "--help"):
+                shown = self.done(group, flag)
+                self.assertEqual(shown.err, "")
+                self.assertIn("llamactl %s" % group, shown.out)
+            self.expect(self.call(group), 2, "", "llamactl " + group)
+        for command in self.EVERY:
+            with self.subTest(command=command):
+                shown = self.done(*command.split() + ["-h"])
+                self.assertEqual(shown.err, "")
+                self.assertIn("llamactl " + command, shown.out)
+                self.assertEqual(self.done("--help", *command.split()).out, shown.out)
+
+    def test_help_says_why_a_key_on_the_command_line_is_the_worse_way(self):
+        text = " ".join(self.done("auth", "token", "-h").out.split())
+        self.assertRegex(text, "(?i)--api-key KEY.*(processes|history)")
+        for name in ("LLAMA_CLOUD_API_KEY", "LLAMA_AGENTS_PROJECT_ID", "LLAMA_CLOUD_BASE_URL",
+                     "LLAMA_CLOUD_USE_PROFILE"):
+            self.assertIn(name, self.done("-h").out)
+
+    def test_version(self):
+        for argv in (["--version"], ["--quiet", "--version"]):
+            shown = self.done(*argv)
+            self.assertRegex(shown.out, r"^\S+ %s\n$" % re.escape(llamactl.__version__))
+            self.assertEqual(shown.err, "")
+
+    def test_words_of_older_releases(self):
+        self.failures((
+            ("auth list", 2, "auth list", "llamactl auth get"),
+            ("auth switch", 2, "auth switch", "llamactl auth use"),
+            ("auth switch main", 2, "auth switch", "llamactl auth use"),
+            ("auth env", 2, "auth env", "llamactl environments"),
+            ("auth env add https://a.example", 2, "auth env", "llamactl environments"),
+            ("auth project", 2, "auth project", "llamactl projects use"),
+            ("auth organizations", 2, "auth organizations", "llamactl organizations get"),
+            ("auth destroy", 2, "auth destroy", "llamactl auth logout"),
+        ))
+
+    def test_commands_of_the_official_client_that_are_not_offered(self):
+        for words in ("serve", "init", "init --template x", "deployments apply",
+                      "deployments create", "deployments apply -f x.yml", "deployments delete x",
+                      "deployments edit x", "deployments logs x", "deployments history",
+                      "deployments update x", "pkg container", "dev validate", "completion"):
+            with self.subTest(words=words):
+                self.expect_failure(self.call(*words.split()), 2, "not offered")
+
+    def test_mistyped(self):
+        self.failures((
+            ("auth tokn", 2, "auth tokn", "llamactl auth token"),
+            ("auht login", 2, "auht", "llamactl auth login"),
+            ("auth get-all", 2, "auth get-all", "llamactl"),
+            ("project use", 2, "project use", "llamactl projects use"),
+            ("deployment get", 2, "deployment get", "llamactl deployments get"),
+            ("confg", 2, "confg", "llamactl config"),
+            ("xyzzy", 2, "xyzzy", "llamactl --help"),
+            ("auth get -o xml", 2, "text.*json.*yaml", "auth get --help"),
+            ("auth get -o", 2, "-o", "auth get --help"),
+            ("auth get --nmae x", 2, "--nmae", "auth get --help"),
+            ("auth get a b", 2, "argument", "auth get --help"),
+            ("auth token --proj x", 2, "--proj", "auth token --help"),
+            ("auth inject --env x", 2, "--env", "auth inject --help"),
+            ("auth get --out json", 2, "--out", "auth get --help"),
+            ("--bogus", 2, "--bogus", "llamactl --help"),
+        ))
+
+    def test_options_that_are_accepted_everywhere(self):
+        self.with_profile()
+        lines = ("auth get", "auth use main", "auth inject --env-file %s/.env" % self.home,
+                 "auth status", "environments get", "environments add " + self.url,
+                 "environments use " + self.url, "projects get", "projects use proj-alpha",
+                 "organizations get", "config", "deployments get invoices",
+                 "auth token --api-key %s --project proj-alpha" % KEY, "auth login --start -o json",
+                 "auth logout main", "--version", "")
+        for line in lines:
+            with self.subTest(line=line):
+                store = self.store_text()
+                plain = self.done(*line.split())
+                for argv in (["--native-tls"] + line.split(), line.split() + ["--native-tls"],
+                             ["--quiet"] + line.split(), line.split() + ["--quiet"]):
+                    with open(self.store_path, "w") as file:
+                        file.write(store)
+                    result = self.done(*argv)
+                    if "--start" not in line:
+                        self.assertEqual(result.out, plain.out)
+                    if "--quiet" in argv:
+                        self.assertEqual(result.err, "")
+
+    def test_profile_is_accepted_wherever_a_credential_is_used(self):
+        self.with_profile()
+        for line in ("auth inject", "auth status", "auth exec -- env", "projects get",
+                     "projects use proj-alpha", "organizations get", "config", "deployments get"):
+            with self.subTest(line=line):
+                words = line.split()
+                for argv in (words[:1] + ["--profile", "nope"] + words[1:],
+                             ["--profile=nope"] + words):
+                    self.expect_failure(self.call(*argv), 1, "nope.*main")
+
+
+class StraySecrets(CommandCase):
+
+    def test_a_secret_in_the_wrong_place_is_not_echoed(self):
+        secret, plain = OTHER_KEY, "CANARY-with-no-prefix"
+        table = (
+            ["auth", "token", plain],
+            ["auth", "token", "--api-kye=" + plain],
+            ["auth", "token", "--api-kye", plain],
+            ["auth", "token", "--no-verify=" + plain],
+            ["auth", "token", secret],
+            ["auth", "token", "--", secret],
+            ["auth", "token", "--api-kye=" + secret],
+            ["auth", "token", "--api-kye", secret],
+            ["auth", "token", "--api-key" + secret],
+            ["auth", "token", "--apikey:" + secret],
+            ["auth", "token", "-k" + secret],
+            ["auth", "token", "-k", secret],
+            ["auth", "token", "--no-verify=" + secret],
+            ["auth", "token", "--quiet=" + secret],
+            ["auth", "get", "-o", secret],
+            ["auth", "get", "--output=" + secret],
+            ["auth", "login", secret],
+            ["auth", "inject", secret],
+            ["--api-key=" + secret],
+            ["auth", secret],
+            ["auth", "tokn", secret],
+            ["auth", "tokn", "--api-key", secret],
+            [secret],
+            ["token", secret],
+            ["auth", "use", secret],
+            ["auth", "get", secret],
+            ["--profile", secret, "projects", "get"],
+            ["projects", "get", secret],
+            ["environments", "add", secret],
+            ["environments", "use", "https://" + secret + "@llama.example"],
+        )
+        self.with_profile()
+        for argv in table:
+            with self.subTest(argv=argv):
+                result = self.call(*argv)
+                self.assertNotIn("canary", (result.out + result.err).lower())
+                self.assertIn(result.code, (1, 2))
+                self.assertRegex(result.err, "error: ")
+        self.assertEqual(list(self.profiles()), ["main"])
+
+
+class MalformedKeys(CommandCase):
+
+    BAD = ("llx-CANARY\nX-Forged: 1", "llx-CANARY with space", "llx-CANARY-\u00e9t\u00e9",
+           "llx-CANARY\x1b[2J", "llx-CANARY\x00", "llx-CANARY\r\ninjected", "llx-CANARY\u2028x")
+
+    def check(self, result, codes=(2,)):
+        self.assertIn(result.code, codes, result.err)
+        self.assertRegex(result.err, "(?i)error: .*key")
+        self.assertNotIn("CANARY", result.out + result.err)
+        self.assertEqual(self.requests(), [])
+
+    def test_flag_stdin_and_file(self):
+        project = ["--project", "proj-alpha"]
+        for bad in self.BAD:
+            for verify in ([], ["--no-verify"]):
+                with self.subTest(bad=bad, verify=verify):
+                    argv = ["auth", "token"] + project + verify
+                    data = bad.encode()
+                    self.check(self.call(*argv + ["--api-key", bad]))
+                    self.check(self.call(*argv + ["--api-key", "-"], stdin=data))
+                    self.check(self.call(*argv + ["--api-key-file", self.key_file(data)]))
+        for nothing in (b"", b"\n", b" \t\r\n"):
+            argv = ["auth", "token", "--api-key", "-"] + project
+            self.check(self.call(*argv, stdin=nothing))
+        self.check(self.call("auth", "token", "--api-key", "", *project))
+        self.check(self.call("auth", "token", "--api-key", "-", *project, stdin=b"llx-CANARY\xff"))
+        self.assertEqual(self.profiles(), {})
+
+    def test_variable_and_store(self):
+        for bad in self.BAD:
+            with self.subTest(bad=bad):
+                if "\x00" not in bad:
+                    variable = os.fsdecode(bad.encode())  # as any locale would hand it over
+                    env = {"LLAMA_CLOUD_API_KEY": variable, "LLAMA_AGENTS_PROJECT_ID": "p",
+                           "LLAMA_CLOUD_BASE_URL": self.url}
+                    self.write_store({})
+                    self.check(self.call("deployments", "get", env=env))
+                    self.check(self.call("auth", "inject", "--env-file", "-", env=env))
+                self.with_profile(key=bad)
+                self.check(self.call("projects", "get"), (1, 2))
+                self.check(self.call("auth", "inject", "--env-file", "-"), (1, 2))
+                self.done("auth", "get")
+                self.done("auth", "logout", "main")
+
+
+class Names(CommandCase):
+
+    def token(self, key, project="proj-alpha", *argv):
+        self.done("auth", "token", "--no-verify", "--api-key", key, "--project", project, *argv)
+        return self.stored()[self.url]["current_profile"]
+
+    def test_names_of_new_profiles(self):
+        other = "llx-CANARY-of-somebody-else-wxyz"
+        self.assertEqual(self.token(KEY), "llx-wxyz")
+        self.assertEqual(self.token(KEY), "llx-wxyz")
+        self.assertEqual(self.token(KEY, "proj-beta"), "llx-wxyz-2")
+        self.assertEqual(self.token(other), "llx-wxyz-3")
+        self.assertEqual(self.token(other), "llx-wxyz-3")
+        self.assertEqual(self.token(KEY, "proj-beta"), "llx-wxyz-2")
+        self.assertEqual(self.token(KEY), "llx-wxyz")
+        self.assertEqual(len(self.profiles()), 3)
+
+    def test_names_are_safe_and_show_four_characters_at_most(self):
+        for key in ("llx-CANARY-0123456789-$(x)", "llx-CANARY-0123456789`;'\"", "x", "llx-CANARY-*",
+                    "0123456789abcdefghij", "llx-CANARY-0123456789-a-"):
+            with self.subTest(key=key):
+                name = self.token(key)
+                self.assertRegex(name, r"\A[A-Za-z0-9][A-Za-z0-9._@+-]*\Z")
+                shown = name[4:] if name.startswith("llx-") else name
+                self.assertFalse(any(key[at:at + 5] in shown for at in range(len(key) - 4)))
+
+    def test_chosen_names(self):
+        self.assertEqual(self.token(KEY, "proj-alpha", "--name", "prod"), "prod")
+        self.assertEqual(self.token(OTHER_KEY, "proj-beta", "--name", "prod"), "prod")
+        self.assertEqual([profile["api_key"] for profile in self.profiles().values()], [OTHER_KEY])
+
+    def test_a_login_is_not_replaced_by_a_key(self):
+        self.login("--project", "proj-alpha")
+        before = self.store_text()
+        argv = ["auth", "token", "--api-key", KEY, "--project", "proj-alpha", "--name"]
+        for flags in ([], ["--no-verify"]):
+            self.expect_failure(self.call(*argv + ["dev@example.com"] + flags), 1, "login")
+        self.assertEqual(self.store_text(), before)
+
+    def test_names_of_logins(self):
+        for person, name in (({"email": "a@example.com"}, "a@example.com"),
+                             ({"sub": "user|7", "email": None}, "user-7"),
+                             ({"sub": "u8", "email": "$(reboot)@x y"}, "reboot-@x-y"),
+                             ({"sub": "u9", "email": "a@example.com"}, "a@example.com-2")):
+            with self.subTest(person=person):
+                self.cloud.auto_approve = person
+                self.login("--project", "proj-alpha")
+                self.assertEqual(self.stored()[self.url]["current_profile"], name)
+
+    def test_names_that_no_listing_could_carry(self):
+        for name in ("", " ", "-x", "a\nb", "a\x1b[2J", "\u202ea", " a"):
+            with self.subTest(name=name):
+                result = self.call("auth", "token", "--api-key", KEY, "--project", "proj-alpha",
+                                   "--name=" + name)
+                self.expect_failure(result, 2, "--name")
+        self.assertEqual(self.profiles(), {})
+
+
+class HostileTexts(CommandCase):
+
+    def setUp(self):
+        super().setUp()
+        self.with_profile()
+        for project in self.cloud.projects:
+            project["project_name"] = HOSTILE
+        for organization in self.cloud.organizations:
+            organization["org_name"] = HOSTILE
+        self.cloud.deployments = [dict(
+            self.cloud.deployments[0], display_name=HOSTILE, repo_url=HOSTILE, git_ref=HOSTILE,
+            status=HOSTILE, warning=HOSTILE, apiserver_url=HOSTILE, appserver_version=HOSTILE,
+            secret_names=[HOSTILE])]
+
+    def assert_harmless(self, text, lines=None):
+        self.assertIsNone(UNSHOWN.search(text), ascii(text))
+        if lines is not None:
+            self.assertEqual(len(text.splitlines()), lines, text)
+
+    def test_tables(self):
+        for argv, lines in (("projects get", 3), ("organizations get", 3), ("deployments get", 2),
+                            ("deployments get -o wide", 2), ("deployments get invoices", 2)):
+            with self.subTest(argv=argv):
+                result = self.done(*argv.split())
+                self.assert_harmless(result.out, lines)
+                self.assert_harmless(result.err)
+                self.assertIn("FORGED", result.out)
+
+    def test_json_and_yaml_keep_the_value_in_harmless_words(self):
+        for argv in ("projects get proj-alpha", "deployments get", "organizations get"):
+            with self.subTest(argv=argv):
+                for kind in ("json", "yaml"):
+                    self.assert_harmless(self.done(*argv.split() + ["-o", kind]).out)
+                self.rows(*argv.split())
+        self.assertEqual(self.rows("projects", "get", "proj-alpha")["project_name"], HOSTILE)
+
+    def test_notices_and_stored_names(self):
+        self.assert_harmless(self.done("projects", "use", "proj-beta").err, 1)
+        self.assert_harmless(self.done("config").out, 2)
+        self.assertEqual(self.rows("config")["project_name"], HOSTILE)
+        self.assert_harmless(self.done("auth", "status").out, None)
+        self.assert_harmless(self.call("projects", "use").err, 1)
+
+    def test_codes_and_addresses_of_a_login(self):
+        self.cloud.device_answer = {"user_code": HOSTILE, "verification_uri": HOSTILE,
+                                    "verification_uri_complete": HOSTILE}
+        self.cloud.token_script = [(400, {"error": "access_denied"})]
+        self.assert_harmless(self.call("auth", "login").err, 5)
+        self.assert_harmless(self.done("auth", "login", "--start").out, 6)
+
+    def test_lone_surrogates(self):
+        self.cloud.projects[0]["project_name"] = "a\ud800z"
+        self.assertIn("a\ufffdz", self.done("projects", "get").out)
+        self.assertEqual(self.rows("projects", "get", "proj-alpha")["project_name"], "a\ufffdz")
+
+    def test_errors(self):
+        for body in ({"detail": HOSTILE}, {"detail": [{"loc": [HOSTILE], "msg": HOSTILE}]},
+                     {"error": HOSTILE}, HOSTILE, {"detail": {"a": [HOSTILE]}}, [HOSTILE]):
+            for status in (400, 401, 422, 500):
+                with self.subTest(body=body, status=status):
+                    self.cloud.reset()
+                    self.cloud.fault("*", "status", status=status, body=body, times=9)
+                    result = self.call("projects", "get")
+                    self.expect_failure(result, {401: 4, 500: 5}.get(status, 1), str(status))
+                    self.assert_harmless(result.err)
+
+    def test_project_ids(self):
+        for bad in (HOSTILE, "a b", "\u00e9", "x\nLLAMA_CLOUD_BASE_URL=https://evil.example"):
+            with self.subTest(bad=bad):
+                self.cloud.projects = [{"project_id": bad, "project_name": "x"}]
+                before = self.store_text()
+                for argv in (["auth", "token", "--api-key", KEY], ["projects", "use"]):
+                    result = self.call(*argv)
+                    self.assertNotEqual(result.code, 0)
+                    self.assert_harmless(result.err)
+                self.assertEqual(self.store_text(), before)
+
+    def test_an_echoed_secret_is_masked(self):
+        echo = "key %s of %s" % (KEY, KEY)
+        for project in self.cloud.projects:
+            project["project_name"] = echo
+        self.cloud.deployments[0].update(
+            display_name=echo, repo_url=echo, git_ref=echo, status=echo, warning=echo,
+            secret_names=[KEY])
+        for argv in ("projects get", "projects get -o json", "projects get -o yaml",
+                     "deployments get", "deployments get -o wide", "deployments get -o json",
+                     "deployments get -o yaml"):
+            with self.subTest(argv=argv):
+                result = self.done(*argv.split())
+                self.assertIn("key ******** of ********", result.out)
+        for status in (400, 401, 403, 500):
+            for body in ({"detail": echo}, {"detail": [{"msg": echo}]}):
+                self.cloud.fault("*", "status", status=status, body=body, times=3)
+                result = self.call("projects", "get")
+                self.assertIn("key ******** of ********", result.err)
+                self.cloud.reset()
+                self.cloud.fault("*", "status", status=status, body=body, times=3)
+                self.call("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
+                self.cloud.reset()
+        self.cloud.fault("*", "status", status=400, body={"detail": echo},
+                         headers={"x-request-id": KEY})
+        self.assertIn("(request ********)", self.call("projects", "get").err)
+        self.cloud.fault("*", "redirect", to="https://evil.example/" + KEY)
+        self.expect_failure(self.call("projects", "get"), 1, r"\*{8}")
+        self.assertEqual(self.done("projects", "use", "proj-beta").code, 0)
+        self.done("config")
+        self.done("auth", "status")
+
+
+class Twice(CommandCase):
+    """Bootstrap scripts run again: the same outcome, exit 0, nothing added."""
+
+    def test_each_command(self):
+        path = os.path.join(self.home, ".env")
+        for line in ("environments add " + self.url, "environments use " + self.url,
+                     "auth token --api-key %s --project proj-alpha" % KEY,
+                     "auth token --api-key %s --project proj-beta --name prod" % KEY,
+                     "auth use prod", "projects use proj-alpha", "auth inject --env-file " + path):
+            with self.subTest(line=line):
+                self.done(*line.split())
+                store = self.store_text()
+                state = os.stat(path) if os.path.exists(path) else None
+                self.done(*line.split())
+                self.assertEqual(self.store_text(), store)
+                if state:
+                    self.assertEqual(os.stat(path).st_ino, state.st_ino)
+                    self.assertEqual(os.stat(path).st_mtime_ns, state.st_mtime_ns)
+        self.assertEqual(sorted(self.profiles()), ["llx-wxyz", "prod"])
+
+    def test_a_login(self):
+        for _ in range(2):
+            self.login("--project", "proj-alpha")
+        self.assertEqual(list(self.profiles()), ["dev@example.com"])
+        self.assertEqual(self.cloud.count("POST", "/api/v1/api-keys"), 1)
+
+
+# ==================================================================================================
+# real pseudo-terminals, real streams, real signals
+# ==================================================================================================
+
+
+class SignalCase(CommandCase):
+    """Children must not inherit signals that whoever started the tests ignores."""
+
+    def setUp(self):
+        super().setUp()
+        for number, action in ((signal.SIGINT, signal.default_int_handler),
+                               (signal.SIGHUP, signal.SIG_DFL)):
+            self.addCleanup(signal.signal, number, signal.signal(number, action))
+
+    def two_profiles(self):
+        self.write_store({
+            "blue": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
+            "blue-2": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
+            "red": {"auth_type": "token", "api_key": KEY, "project_id": "proj-beta"}}, "blue")
+
+    def current(self):
+        return self.stored()[self.url]["current_profile"]
+
+    def interrupted(self, argv, prompt, typed):
+        """Type at PROMPT, and see that the program leaves the terminal as it found it."""
+        screen = Screen([sys.executable, PROGRAM] + argv, self.env, self.home)
+        try:
+            before = termios.tcgetattr(screen.master)
+            screen.wait_for(prompt, 15)
+            screen.type(typed)
+            try:
+                code = screen.finish(5)
+            except subprocess.TimeoutExpired:
+                # Python sees a signal that comes just before a read with the next one only
+                screen.type(typed)
+                code = screen.finish(15)
+            self.assertEqual(termios.tcgetattr(screen.master), before)
+        finally:
+            screen.close()
+        self.note(code, b"", bytes(screen.seen))
+        self.assertEqual(code, 130, bytes(screen.seen))
+        return bytes(screen.seen).decode()
+
+
+class Questions(SignalCase):
+
+    def test_key_is_typed_hidden_and_project_picked(self):
+        self.cloud.projects[0]["project_name"] = "Al\x1b[2Jpha\u202e"
+        shown = self.pty(["auth", "token"], [
+            ("API key for", b"llx-CANARY-a-wrong-one\n"), ("API key for", b"llx-CANARY bad\n"),
+            ("API key for", b"  %s \n" % KEY.encode()),
+            ("or name", b"9\n"), ("or name", b"\n"), ("or name", b"proj\n"),
+            ("or name", b"BET\n")])
+        self.assertEqual(shown.code, 0)
+        self.assertNotIn("\x1b", shown.out)
+        self.assertNotIn("\u202e", shown.out)
+        self.assertNotIn("llx-", shown.out.replace("llx-wxyz", ""))
+        self.assertRegex(shown.out, r"1 .*Al.*pha.*proj-alpha.*\n.*2 .*Beta.*proj-beta")
+        profile = self.profiles()["llx-wxyz"]
+        self.assertEqual((profile["api_key"], profile["project_id"]), (KEY, "proj-beta"))
+
+    def test_three_tries(self):
+        shown = self.pty(["auth", "token"], [("API key for", b"llx-CANARY-wrong\n")] * 3)
+        self.assertEqual((shown.code, self.profiles()), (4, {}))
+        self.assertEqual(shown.out.count("API key for"), 3)
+        self.assertRegex(shown.out, "(?m)^error: .*401")
+
+    def test_menus(self):
+        self.two_profiles()
+        self.done("environments", "add", NOWHERE, "--no-verify")
+        self.done("environments", "use", self.url)
+        table = (
+            ("auth use", [b"3\n"], lambda: self.current() == "red"),
+            # a part of several names is none, the whole of one is
+            ("auth use", [b"0\n", b"4\n", b"nope\n", b"blu\n", b"blue\n"],
+             lambda: self.current() == "blue"),
+            ("projects use", [b"beta\n"],
+             lambda: self.profiles()["blue"]["project_id"] == "proj-beta"),
+            ("auth logout", [b"E-2\n"], lambda: sorted(self.profiles()) == ["blue", "red"]),
+            ("auth logout", [b"\n"],
+             lambda: (list(self.profiles()), self.current()) == (["red"], None)),
+            ("environments use", [b"127.0.0.1:1\n"],
+             lambda: self.rows("config")["environment"] == NOWHERE),
+            ("environments delete", [b"\n"], lambda: list(self.stored()) == [self.url]),
+        )
+        for words, answers, proof in table:
+            with self.subTest(words=words, answers=answers):
+                shown = self.pty(words.split(), [("or name", answer) for answer in answers])
+                self.assertEqual(shown.code, 0, shown.out)
+                self.assertTrue(proof(), shown.out)
+                if words.startswith("auth use"):
+                    self.assertRegex(shown.out, r"(?m)^\* +\d  (red|blue)$")
+
+    def test_leaving_a_question(self):
+        self.two_profiles()
+        before = self.store_text()
+        for argv, prompt in ((["auth", "token"], "API key for"), (["auth", "use"], "or name")):
+            for typed in (b"\x03", b"\x04"):
+                with self.subTest(argv=argv, typed=typed):
+                    shown = self.interrupted(argv, prompt, typed)
+                    self.assertNotIn("Traceback", shown)
+                    self.assertLessEqual(shown.count("\n"), 6)
+        self.assertEqual(self.store_text(), before)
+
+    def test_where_nobody_can_be_asked(self):
+        self.two_profiles()
+        quiet = "exec \"$0\" \"$@\" 2> error.txt"
+        table = (
+            (["auth", "use"], {"TERM": "dumb"}, None), (["auth", "logout"], {"CI": "true"}, None),
+            (["auth", "token"], {"TERM": "dumb"}, None),
+            (["auth", "use"], {"CI": ""}, ["sh", "-c", quiet, sys.executable, PROGRAM]),
+        )
+        for argv, env, command in table:
+            with self.subTest(argv=argv, env=env):
+                shown = self.pty(argv, env=env, command=command and command + argv)
+                text = shown.out
+                if command:
+                    with open(os.path.join(self.home, "error.txt")) as file:
+                        text = file.read()
+                    self.assertEqual(shown.out, "")
+                self.assertEqual(shown.code, 2)
+                choices = "--api-key" if "token" in argv else "NAME.*blue, blue-2, red"
+                self.assertRegex(text, choices)
+                self.assertNotIn("by number", text)
+
+    def test_login_counts_down_and_asks_for_the_project(self):
+        self.cloud.pending_polls = 1
+        shown = self.pty(["auth", "login"], [("left", b""), ("or name", b"2\n")])
+        self.assertEqual(shown.code, 0, shown.out)
+        self.assertRegex(shown.out, r"[0-9]:[0-5][0-9] left")
+        self.assertEqual(self.profiles()["dev@example.com"]["project_id"], "proj-beta")
+
+    def test_login_that_is_interrupted_or_whose_terminal_hangs_up(self):
+        self.cloud.interval, self.cloud.auto_approve = 60, None
+        before = self.store_text()
+        self.interrupted(["auth", "login"], "left", b"\x03")
+        result = self.pty(["auth", "login"], [("left", None)])
+        self.assertIn(result.code, (130, -signal.SIGHUP))
+        self.assertEqual((self.store_text(), os.listdir(self.folder).count("profiles.json.new")),
+                         (before, 0))
+
+    def test_hang_up_at_a_question_under_nohup(self):
+        self.two_profiles()
+        nohup = ["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\"", sys.executable, PROGRAM]
+        for argv, prompt in ((["auth", "use"], "or name"), (["auth", "token"], "API key for")):
+            with self.subTest(argv=argv):
+                result = self.pty(argv, [(prompt, None)], command=nohup + argv)
+                # getpass, once it cannot restore a terminal that is gone, says so instead
+                self.assertIn(result.code, (130, 2) if "token" in argv else (130,))
+                self.assertEqual(self.current(), "blue")
+
+
+class ProgramOnStdin(SignalCase):
+    """curl ... | python3 - auth token"""
+
+    def shell(self, *argv):
+        return ["sh", "-c", '"$0" - %s < "$1"' % " ".join(argv), sys.executable, PROGRAM]
+
+    def test_it_asks_at_the_controlling_terminal(self):
+        shown = self.pty([], [("API key for", KEY.encode() + b"\n"), ("or name", b"beta\n")],
+                         command=self.shell("auth", "token"))
+        self.assertEqual(shown.code, 0, shown.out)
+        self.assertNotIn("llx-", shown.out.replace("llx-wxyz", ""))
+        self.assertEqual(self.profiles()["llx-wxyz"]["project_id"], "proj-beta")
+
+    def test_the_program_is_no_key(self):
+        for flag in ("--api-key", "--api-key-file"):
+            with self.subTest(flag=flag):
+                shown = self.pty([], command=self.shell("auth", "token", flag, "-"))
+                self.assertEqual((shown.code, self.profiles()), (2, {}))
+                self.assertRegex(shown.out, "(?m)^error: .*(stdin|standard input).*program")
+
+    def test_without_any_terminal(self):
+        self.two_profiles()
+        for argv in (["auth", "token"], ["auth", "use"]):
+            with self.subTest(argv=argv):
+                with open(PROGRAM, "rb") as program:
+                    process = subprocess.Popen(
+                        [sys.executable, "-"] + argv, env=self.env, cwd=self.home, stdin=program,
+                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                    out, err = process.communicate()
+                self.expect_failure(self.note(process.returncode, out, err), 2,
+                                    "--api-key|NAME.*blue")
+
+
+class Streams(SignalCase):
+
+    def shell(self, redirection, *argv, **options):
+        """Run with REDIRECTION; the program's stderr is read unless that was redirected."""
+        process = subprocess.Popen(
+            ["sh", "-c", 'exec "$0" "$@" ' + redirection, sys.executable, PROGRAM] + list(argv),
+            env=dict(self.env, **options.pop("env", {})), cwd=self.home, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate(timeout=30)
+        return self.note(process.returncode, out, err)
+
+    def test_closed_and_full(self):
+        self.with_profile()
+        listing = self.done("auth", "get").out
+        for redirection, argv, code, out, err in (
+                (">&-", "auth get", 1, "", "^error: .*output.*\n$"),
+                ("> /dev/full", "auth get", 1, "", "^error: .*output.*\n$"),
+                ("<&-", "auth get", 0, listing, ""),
+                ("<&-", "auth token", 2, "", "^error: .*--api-key.*\nhint: .*\n$"),
+                ("<&-", "auth token --api-key - --project p", 2, "", "^error: .*input.*\n$"),
+                ("2>&-", "auth get", 0, listing, ""),
+                ("2>&-", "auth use nope", 1, "", ""),
+                ("2> /dev/full", "auth use nope", 1, "", ""),
+                (">&- 2>&- <&-", "auth use main", 0, "", "")):
+            with self.subTest(redirection=redirection, argv=argv):
+                self.expect(self.shell(redirection, *argv.split()), code, out, err)
+
+    def test_closed_pipe_ends_quietly(self):
+        self.with_profile()
+        for argv, stream, code in (
+                (["auth", "get"], "stdout", 0), (["--help"], "stdout", 0),
+                (["auth", "get", "-o", "json"], "stdout", 0),
+                (["auth", "use", "main"], "stderr", 0), (["auth", "use", "nope"], "stderr", 1)):
+            with self.subTest(argv=argv):
+                read, write = os.pipe()
+                os.close(read)
+                process = self.spawn(*argv, **{stream: write})
+                os.close(write)
+                out, err = process.communicate()
+                self.assertEqual((process.returncode, out or err or b""), (code, b""))
+
+    def test_stdout_is_utf_8_in_any_locale(self):
+        self.with_profile(project_name="Gr\u00fc\u00dfe \u4f60\u597d \U0001f999")
+        ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0",
+                      "PYTHONIOENCODING": "ascii"}
+        for flags in ((), ("-o", "json")):
+            result = self.process("config", *flags, env=ascii_only)
+            self.assertEqual(result.code, 0)
+            self.assertEqual(result.out, self.done("config", *flags).out)
+        self.assertIn("\U0001f999", self.done("config").out)
+        self.assertEqual(self.process("projects", "use", "proj-alpha", env=ascii_only).code, 0)
+
+    def test_ctrl_c_while_waiting(self):
+        """A poll's pause of a minute, and a server that never answers."""
+        self.with_profile()
+        self.cloud.interval, self.cloud.auto_approve = 60, None
+        self.cloud.fault(LIST_PROJECTS, "silence")
+        for argv, reached in (
+                (["auth", "login"], lambda: self.cloud.sent("/oidc/device_authorization")),
+                (["projects", "get"], lambda: self.cloud.sent(LIST_PROJECTS))):
+            with self.subTest(argv=argv):
+                process = self.spawn(*argv)
+                if argv == ["auth", "login"]:
+                    process.stderr.readline()
+                end = time.monotonic() + 20
+                while not reached() and time.monotonic() < end:
+                    select.select([], [], [], 0.005)
+                started = time.monotonic()
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=30)
+                self.note(process.returncode, out, err)
+                self.assertEqual((process.returncode, out), (130, b""), err)
+                self.assertLess(time.monotonic() - started, 5)
+
+
+class Browser(CommandCase):
+
+    def setUp(self):
+        super().setUp()
+        patcher = unittest.mock.patch.object(llamactl, "MACOS", False)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def opened(self, env, *argv, browser="firefox", **device):
+        """The addresses that a login, refused at once, gave to the browser."""
+        self.cloud.device_answer = device
+        self.cloud.token_script = [(400, {"error": "access_denied"})]
+        addresses = []
+        fake = types.SimpleNamespace(name=browser, open=lambda url, *rest: addresses.append(url))
+        error = webbrowser.Error if browser is None else None
+        with unittest.mock.patch.object(webbrowser, "get", return_value=fake, side_effect=error):
+            result = self.call("auth", "login", *argv, env=env)
+        self.assertEqual(result.code, 4, result.err)
+        return addresses
+
+    def test_where_a_graphical_one_is_plausible(self):
+        display = {"DISPLAY": ":0"}
+        for env in (display, {"WAYLAND_DISPLAY": "wayland-0"}):
+            address, = self.opened(env)
+            self.assertTrue(address.startswith(self.url + "/oidc/device?user_code="))
+        plain = {"verification_uri": "https://id.example/d", "verification_uri_complete": None}
+        self.assertEqual(self.opened(display, **plain), ["https://id.example/d"])
+
+    def test_where_it_is_not(self):
+        display = {"DISPLAY": ":0"}
+        for env in ({}, {"DISPLAY": ""}, dict(display, SSH_CONNECTION="a 1 b 2"),
+                    dict(display, SSH_TTY="/dev/pts/1"), dict(display, SSH_CLIENT="a 1 2")):
+            with self.subTest(env=env):
+                self.assertEqual(self.opened(env), [])
+        self.assertEqual(self.opened(display, "--no-browser"), [])
+        self.assertEqual(self.opened(display, browser=None), [])
+        for name in ("w3m", "lynx", "links", "elinks", "www-browser", "/usr/bin/lynx", "links2"):
+            with self.subTest(name=name):
+                self.assertEqual(self.opened(display, browser=name), [])
+
+    def test_addresses_that_no_browser_must_see(self):
+        for address in ("javascript:alert(1)", "file:///etc/passwd", "ftp://x/", "-x", "",
+                        "https://a.example/\n--profile", "data:text/html,x", "https:evil"):
+            with self.subTest(address=address):
+                device = {"verification_uri": address or "javascript:1",
+                          "verification_uri_complete": address or None}
+                self.assertEqual(self.opened({"DISPLAY": ":0"}, **device), [])
+
+
+# ==================================================================================================
+# start-up, everywhere
+# ==================================================================================================
+
+
+class StartUp(CommandCase):
+
+    def run_python(self, *argv, stdin=None, env=()):
+        process = subprocess.Popen(
+            [sys.executable] + list(argv), env=dict(self.env, **dict(env)), cwd=self.home,
+            stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate(timeout=30)
+        return self.note(process.returncode, out, err)
+
+    def test_ways_to_start_it(self):
+        self.with_profile()
+        renamed = os.path.join(self.home, "my tool")
+        shutil.copy(PROGRAM, renamed)
+        module = os.path.join(self.home, "llamactl.py")
+        shutil.copy(PROGRAM, module)
+        os.chmod(module, 0o755)
+        expected = self.done("auth", "get").out
+        for argv in ([PROGRAM], ["-m", "llamactl"], ["-I", "-S", "-O", PROGRAM], [renamed],
+                     ["-W", "error", PROGRAM]):
+            with self.subTest(argv=argv[:-1]):
+                self.expect(self.run_python(*argv + ["auth", "get"]), 0, expected)
+        with open(PROGRAM, "rb") as program:
+            self.expect(self.run_python("-", "auth", "get", stdin=program), 0, expected)
+        with open(PROGRAM, "rb") as program:
+            result = self.run_python(stdin=program)
+        self.assertEqual((result.code, result.out), (0, self.done().out))
+        with open(PROGRAM, "rb") as program:
+            self.assertEqual(program.readline(), b"#!/usr/bin/env python3\n")
+
+    def test_local_commands_import_next_to_nothing(self):
+        self.with_profile()
+        heavy = {"urllib", "ssl", "http", "email", "getpass", "webbrowser", "hashlib",
+                 "subprocess", "tempfile", "shutil", "sqlite3", "typing", "dataclasses", "inspect",
+                 "socket"}
+        listing = "print(' '.join(sorted(sys.modules)), file=sys.stderr)\n"
+        bare = self.run_python("-I", "-S", "-c", "import argparse, json, sys\n" + listing)
+        self.assertEqual(bare.code, 0)
+        for line in ("auth get", "auth use main", "auth inject", "config -o yaml"):
+            with self.subTest(line=line):
+                result = self.run_python("-I", "-S", "-c", AS_MAIN + listing, PROGRAM,
+                                         "--quiet", *line.split())
+                self.assertEqual(result.code, 0)
+                modules = set(result.err.split()) - set(bare.err.split())
+                self.assertIn("json", result.err.split())
+                self.assertEqual(heavy & {name.partition(".")[0] for name in modules}, set())
+
+    def test_python_2_reads_a_sentence(self):
+        with open(PROGRAM, encoding="utf-8") as file:
+            source = file.read()
+        first = ast.parse(source).body[1]
+        self.assertIsInstance(first, ast.AnnAssign)  # which Python 2 and 3.5 cannot parse
+        sentence = source.splitlines()[first.lineno - 1]
+        self.assertIn("needs Python 3.6 or newer", sentence)
+        for python in python_2():
+            shown = subprocess.Popen([python, PROGRAM, "auth", "get"], env=self.env,
+                                     stderr=subprocess.PIPE).communicate()[1].decode()
+            self.assertIn(sentence, shown)
+
+    def test_missing_modules(self):
+        """What a self-compiled or stripped Python may lack."""
+        self.with_profile()
+        self.url = "https://127.0.0.1:1"
+        missing = "import sys\nfor name in sys.argv.pop(1).split(','): sys.modules[name] = None\n"
+        run = missing + AS_MAIN + "sys.exit(status)\n"
+        names = "fcntl,_ssl,ssl,sqlite3,_sqlite3,readline"
+        for line, code, message in (
+                ("auth get", 0, ""), ("projects get", 0, ""),
+                ("environments add https://127.0.0.1:1 --no-verify", 0, "https"),
+                ("auth token --api-key %s --project p" % KEY, 1, "^error: .*no ssl module.*\n$"),
+                ("auth status --offline", 4, ""),
+                ("auth import --from-official", 1, "^error: .*sqlite3.*\n$")):
+            with self.subTest(line=line):
+                result = self.run_python("-c", run, names, PROGRAM, *line.split())
+                self.expect(result, code, None, message)
+
+    def test_nothing_below_the_folder_is_made_elsewhere(self):
+        self.assertEqual(self.run_python(PROGRAM, "auth", "get", env={
+            "LLAMACTL_CONFIG_DIR": "", "HOME": self.home}).code, 0)
+        self.assertEqual(os.listdir(self.home), ["conf"])
+
+
+def python_2():
+    """The Python 2.7 of this machine, if there is one that runs."""
+    found = [os.path.join(folder, "python2.7")
+             for folder in os.environ.get("PATH", "").split(os.pathsep)]
+    root = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
+    versions = os.path.join(root, "versions")
+    if os.path.isdir(versions):
+        found += [os.path.join(versions, name, "bin", "python2.7")
+                  for name in sorted(os.listdir(versions)) if name.startswith("2.7")]
+    for path in found:
+        if os.access(path, os.X_OK):
+            with open(os.devnull, "w") as nowhere:
+                if subprocess.call([path, "-c", ""], stdout=nowhere, stderr=nowhere) == 0:
+                    return [path]
+    return []
+
+
+class OtherSystems(CommandCase):
+    """The branches for Windows, walked here by simulation."""
+
+    def setUp(self):
+        super().setUp()
+        self.patch(llamactl, "WINDOWS", True)
+
+    def patch(self, owner, name, value):
+        patcher = unittest.mock.patch.object(owner, name, value)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def test_exec_waits_and_passes_the_code_on(self):
+        self.with_profile()
+        with unittest.mock.patch.object(subprocess, "call", return_value=9) as call:
+            result = self.call("auth", "exec", "--", "tool", "-x")
+        self.assertEqual(result.code, 9)
+        self.assertEqual(call.call_args[0][0], ["tool", "-x"])
+        self.assertEqual(call.call_args[1]["env"]["LLAMA_CLOUD_API_KEY"], KEY)
+        for error, code in ((FileNotFoundError(), 127), (PermissionError(), 126)):
+            with unittest.mock.patch.object(subprocess, "call", side_effect=error):
+                self.assertEqual(self.call("auth", "exec", "--", "tool").code, code)
+
+    def test_a_reader_holds_up_a_rename_but_for_a_moment(self):
+        self.with_profile()
+        replace, refusals = os.replace, [PermissionError(), PermissionError()]
+
+        def stubborn(source, target):
+            if refusals:
+                raise refusals.pop()
+            replace(source, target)
+
+        self.patch(os, "replace", stubborn)
+        self.patch(llamactl, "LOCK_PAUSE", 0.0)
+        self.done("auth", "logout", "main")
+        self.assertEqual((self.profiles(), refusals), ({}, []))
+
+    def test_the_store_needs_nothing_of_posix(self):
+        """No fcntl, no owners, no modes on descriptors, no folder that could be fsynced."""
+        calls, busy = [], [OSError(errno.EDEADLK, "busy"), OSError(errno.EACCES, "busy")]
+
+        def locking(descriptor, mode, size):
+            calls.append((mode, size))
+            if busy:
+                raise busy.pop()
+
+        fake = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+        for name in ("geteuid", "getuid", "fchmod", "fchown", "uname"):
+            if hasattr(os, name):
+                patcher = unittest.mock.patch.object(os, name, create=True)
+                patcher.start()
+                self.addCleanup(patcher.stop)
+                delattr(os, name)
+        self.patch(llamactl, "LOCK_PAUSE", 0.0)
+        with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
+            self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
+            self.done("auth", "inject", "--env-file", os.path.join(self.home, "win.env"))
+        self.assertEqual(list(self.profiles()), ["llx-wxyz"])
+        self.assertGreater(len(calls), 3)
+        self.assertEqual(set(calls), {(2, 1)})
+
+    def test_a_lock_that_a_live_process_holds_is_named(self):
+        fake = types.SimpleNamespace(
+            locking=unittest.mock.Mock(side_effect=OSError(errno.EACCES, "busy")), LK_NBLCK=2)
+        self.patch(llamactl, "LOCK_TIMEOUT", 0.05)
+        with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
+            self.expect_failure(self.call("auth", "use", "x"), 1, "profiles.json")
+
+    def test_folder(self):
+        roaming = os.path.join(self.home, "Roaming")
+        self.done("environments", "add", NOWHERE, "--no-verify",
+                  env={"LLAMACTL_CONFIG_DIR": "", "APPDATA": roaming, "XDG_CONFIG_HOME": "/x"})
+        self.assertIn("profiles.json", os.listdir(os.path.join(roaming, "llamactl")))
+
+
+# ==================================================================================================
+# the README, typed from top to bottom; the demo; the package
+# ==================================================================================================
+
+SANDBOX_URL = "http://127.0.0.1:8000"
+
+
+def console_blocks(text):
+    """The `console` blocks of the README: lists of (command, the lines it prints)."""
+    for block in re.findall(r"(?ms)^```console\n(.*?)^```", text):
+        steps = []
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                steps.append((line[2:], []))
+            elif line.startswith("> "):
+                steps[-1] = (steps[-1][0] + "\n" + line[2:], [])
+            else:
+                steps[-1][1].append(line)
+        yield steps
+
+
+def as_pattern(lines):
+    """Lines of a README as a regular expression: `...` is anything, widths do not matter."""
+    words = [r"\s+".join(r"\S*".join(map(re.escape, word.split("..."))) for word in line.split())
+             for line in lines]
+    return r"\s*" + r"\s+".join(filter(None, words)) + r"\s*\Z"
+
+
+class Readme(Case):
+    """Every console block is typed against the stand-in, and prints what it says."""
+
+    def setUp(self):
+        super().setUp()
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+            self.text = file.read()
+
+    def may_hold_secrets(self, path):
+        return True  # a README shows where keys come to lie
+
+    def sandbox(self):
+        """The stand-in as `sandbox` sets it up, and a shell's environment with `llamactl`."""
+        stand_in = StandIn(sandbox_cloud()).start()
+        self.addCleanup(stand_in.stop)
+        tools = os.path.join(self.home, "bin")
+        os.mkdir(tools)
+        for name in ("llamactl", "python3"):
+            program = '"%s" ' % PROGRAM if name == "llamactl" else ""
+            with open(os.path.join(tools, name), "w") as file:
+                file.write('#!/bin/sh\nexec "%s" %s"$@"\n' % (sys.executable, program))
+            os.chmod(os.path.join(tools, name), 0o755)
+        shutil.copy(PROGRAM, os.path.join(self.home, "llamactl.py"))
+        self.env["PATH"] = tools + os.pathsep + os.environ["PATH"]
+        del self.env["LLAMACTL_CONFIG_DIR"]
+        return stand_in
+
+    def test_every_console_block(self):
+        stand_in = self.sandbox()
+        blocks = list(console_blocks(self.text))
+        self.assertGreater(len(blocks), 5)
+        for steps in blocks:
+            for command, expected in steps:
+                command = command.replace(SANDBOX_URL, stand_in.url)
+                lines = [line.replace(SANDBOX_URL, stand_in.url) for line in expected]
+                with self.subTest(command=command):
+                    shell = subprocess.Popen(
+                        ["sh", "-c", command], env=self.env, cwd=self.home,
+                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                    shown = shell.communicate(timeout=30)[0].decode("utf-8")
+                    self.assertRegex(shown, as_pattern(lines))
+
+    def test_the_first_commands_are_the_demo_and_the_tests(self):
+        screen = "\n".join(self.text.splitlines()[:60])
+        for command in ("python3 test_llamactl.py demo", "python3 test_llamactl.py\n"):
+            self.assertIn(command, screen)
+
+    def test_it_is_no_longer_than_the_house_allows(self):
+        self.assertLessEqual(len(self.text.splitlines()), 320)
+
+    def test_nothing_in_it_is_out_of_date(self):
+        for words in llamactl.COMMANDS:
+            self.assertTrue("llamactl " + words in self.text, words)
+        for code in (0, 1, 2, 4, 5, 130):
+            self.assertTrue(re.search(r"(?m)^\| %d +\|" % code, self.text), code)
+        for variable in ("LLAMA_CLOUD_API_KEY", "LLAMA_AGENTS_PROJECT_ID", "LLAMA_CLOUD_BASE_URL",
+                         "LLAMA_CLOUD_USE_PROFILE", "LLAMACTL_PROFILE", "LLAMACTL_CONFIG_DIR"):
+            self.assertTrue(variable in self.text, variable)
+        self.assertTrue("/v%s/" % llamactl.__version__ in self.text, "the pinned tag")
+
+    def test_the_checksum_is_this_file_s(self):
+        import hashlib
+        with open(os.path.join(HERE, "llamactl.py"), "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        self.assertTrue(digest in self.text, "the README should name " + digest)
+
+
+class Demo(Case):
+    def test_it_shows_the_whole_job(self):
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), "demo"], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env=dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM))
+        shown = process.communicate(timeout=60)[0].decode("utf-8")
+        self.assertEqual(process.returncode, 0, shown)
+        for words in ("auth login", "auth get", "projects use", "auth inject", "auth logout",
+                      "auth exec", "auth status", "auth login --resume", "python3 - auth token"):
+            self.assertIn("$ llamactl " + words if words[0] != "p" else words, shown)
+        self.assertLess(time.monotonic() - started, 40)
+
+
+# ==================================================================================================
+# demo, sandbox, bench
+# ==================================================================================================
+
+
+def sandbox_cloud():
+    """A cloud that approves each login by itself, at the second poll."""
+    cloud = Cloud()
+    cloud.interval, cloud.pending_polls, cloud.auto_approve = 0.2, 1, {}
+    cloud.add_key("llx-sandbox-0123456789-demo")
+    return cloud
+
+
+class Show:
+    """Commands as a user types them, each a process of its own, printed with what it printed."""
+
+    def __init__(self, home, url):
+        self.home, self.url, self.count = home, url, 0
+        self.env = {"HOME": home, "PATH": os.environ.get("PATH", ""), "TERM": "dumb"}
+
+    def run(self, words, code=0, env=()):
+        command = [sys.executable, PROGRAM] + words.split()
+        return self.shown("llamactl " + words, command, code, env)
+
+    def shown(self, line, command, code=0, env=(), stdin=None):
+        print("\n$ " + "".join("%s=%s " % pair for pair in dict(env).items()) + line, flush=True)
+        process = subprocess.Popen(
+            command, cwd=self.home, env=dict(self.env, **dict(env)),
+            stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        text = process.communicate(timeout=30)[0].decode("utf-8")
+        print(text, end="", flush=True)
+        self.count += 1
+        if process.returncode != code:
+            sys.exit("that should have ended with %d, not %d" % (code, process.returncode))
+        return text
+
+
+def demo():
+    """The whole job against a stand-in for LlamaCloud, with the real llamactl.py."""
+    home = tempfile.mkdtemp(prefix="llamactl-demo-")
+    started = time.monotonic()
+    try:
+        with StandIn(sandbox_cloud()) as stand_in:
+            show = Show(home, stand_in.url)
+            demo_main_job(show)
+            demo_machines(show)
+            demo_leave(show)
+    finally:
+        remove_tree(home)
+    print("\n%d commands in %.1f s, all as they should be" % (
+        show.count, time.monotonic() - started))
+    return 0
+
+
+def demo_main_job(show):
+    print("# Log in with a browser anywhere (the stand-in approves by itself), choose, hand over.")
+    show.run("environments add " + show.url)
+    show.run("auth login --project proj-alpha")
+    show.run("auth get")
+    show.run("projects get")
+    show.run("projects use proj-beta")
+    show.run("auth inject")
+    show.shown("cat .env", ["cat", ".env"])
+    show.run("deployments get --project proj-alpha -o wide")
+
+
+def demo_machines(show):
+    print("\n# For machines nobody can sit at.")
+    with open(os.path.join(show.home, "key.txt"), "w") as file:
+        file.write("llx-sandbox-0123456789-demo\n")
+    with open(PROGRAM, "rb") as program:
+        show.shown("cat llamactl.py | python3 - auth token --api-key-file key.txt "
+                   "--project proj-alpha",
+                   [sys.executable, "-", "auth", "token", "--api-key-file", "key.txt",
+                    "--project", "proj-alpha"], stdin=program)
+    show.run("auth token --api-key-file key.txt --project proj-alpha --quiet")
+    show.run("auth status")
+    show.shown("llamactl auth exec -- sh -c 'echo $LLAMA_AGENTS_PROJECT_ID'",
+               [sys.executable, PROGRAM, "auth", "exec", "--", "sh", "-c",
+                "echo $LLAMA_AGENTS_PROJECT_ID"])
+    show.run("auth inject --env-file - --profile dev@example.com")
+    show.run("config -o json", env={"LLAMACTL_PROFILE": "dev@example.com"})
+    show.run("auth login --start -o json")
+    show.run("auth login --resume --project proj-beta")
+    make_official_store(os.path.join(show.home, ".config", "llamactl", "profiles.db"))
+    show.run("auth import --from-official")
+    show.run("auth get -o yaml")
+
+
+def make_official_store(path):
+    """What the official client keeps; where this Python cannot make one, import says so."""
+    try:
+        import sqlite3
+    except ImportError:
+        return
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript("""
+            CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,
+                api_key_id TEXT, device_oidc TEXT, id TEXT, PRIMARY KEY (name, api_url));
+            CREATE TABLE environments (api_url TEXT PRIMARY KEY, requires_auth INTEGER,
+                min_llamactl_version TEXT);
+            CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT);
+            INSERT INTO profiles VALUES ('old', 'https://api.cloud.llamaindex.ai', 'proj-old',
+                'llx-from-the-official-client', NULL, NULL, NULL);
+            INSERT INTO environments VALUES ('https://api.cloud.llamaindex.ai', 1, NULL);
+            INSERT INTO settings VALUES ('current_profile', 'old');""")
+
+
+def demo_leave(show):
+    print("\n# Leave nothing behind.")
+    show.run("auth logout dev@example.com")
+    show.run("auth logout --all")
+    show.run("auth get")
+    show.run("projects get", code=4)
+
+
+def sandbox():
+    """Keep the stand-in up, and say what to type."""
+    home = tempfile.mkdtemp(prefix="llamactl-sandbox-")
+    try:
+        stand_in = StandIn(sandbox_cloud(), port=8000).start()
+    except OSError:  # taken: any other will do
+        stand_in = StandIn(sandbox_cloud()).start()
+    print("""A stand-in for LlamaCloud listens at %s and approves each login by itself.
+Its API key: llx-sandbox-0123456789-demo. In another terminal:
+
+  export LLAMACTL_CONFIG_DIR=%s
+  alias llamactl='python3 %s'
+  llamactl environments add %s
+  llamactl auth login
+
+Ctrl-C ends it and deletes that folder.""" % (stand_in.url, home, PROGRAM, stand_in.url),
+          flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        stand_in.stop()
+        remove_tree(home)
+    return 0
+
+
+class Bench:
+    """Whole processes, timed in turn with the floor that they stand on."""
+
+    def __init__(self, home):
+        self.home = home
+        self.env = {"HOME": home, "PATH": os.environ.get("PATH", "")}
+        self.env["PYTHONDONTWRITEBYTECODE"] = "1"
+
+    # a child's peak counts from the size of the process that forked it: so a small one does
+    MEASURE = ("import os, sys\npid = os.fork()\n"
+               "if not pid: os.execvp(sys.argv[1], sys.argv[1:])\n"
+               "usage = os.wait4(pid, 0)[2]\nsys.stderr.write(str(usage.ru_maxrss))\n")
+
+    def memory(self, command):
+        """Peak memory of one process in MiB."""
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", self.MEASURE] + command, env=self.env, cwd=self.home,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        size = int(process.communicate()[1])
+        return size / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+    def once(self, command):
+        """Wall seconds of one process."""
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=self.env, cwd=self.home, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        errors = process.stderr.read()
+        process.stderr.close()
+        status = process.wait()
+        wall = time.perf_counter() - started
+        if status:
+            sys.exit("%s failed: %s" % (command, errors.decode("utf-8", "replace")))
+        return wall
+
+    def median(self, runs):
+        return sorted(runs)[len(runs) // 2]
+
+    def against(self, floor, command, times=21):
+        """The medians of FLOOR and COMMAND, run in turn after a warm-up of each."""
+        runs = [(self.once(floor), self.once(command)) for _ in range(times + 1)][1:]
+        return tuple(self.median(list(column)) for column in zip(*runs))
+
+    def row(self, what, floor, mine, limit, unit="x"):
+        verdict = "" if limit is None else "ok" if mine <= limit else "OVER"
+        print("%-52s %8s %9.2f%s %8s  %s" % (
+            what, floor, mine, unit, "" if limit is None else "%.2f" % limit, verdict), flush=True)
+
+    def ratio(self, what, floor, command, limits, times=21):
+        below, above = self.against(floor, command, times)
+        self.row(what + ", time", "%.0f ms" % (below * 1000), above / below, limits[0])
+        if limits[1]:
+            small, large = self.memory(floor), self.memory(command)
+            self.row(what + ", memory", "%.1f MiB" % small, large / small, limits[1])
+
+
+def store_of(count, url=llamactl.DEFAULT_API_URL):
+    profiles = {"profile-%d" % n: {"auth_type": "token", "api_key": "llx-%032d" % n,
+                                   "project_id": "proj-%d" % n} for n in range(count)}
+    record = {"requires_auth": True, "current_profile": "profile-0", "profiles": profiles}
+    return {"version": 1, "current_environment": url, "environments": {url: record}}
+
+
+def bench_folder(home, name, data):
+    folder = os.path.join(home, name)
+    os.mkdir(folder, 0o700)
+    with open(os.path.join(folder, "profiles.json"), "w") as file:
+        json.dump(data, file)
+    os.chmod(os.path.join(folder, "profiles.json"), 0o600)
+    return folder
+
+
+def bench():
+    """Issue by issue what the house promises, measured here and now."""
+    home = tempfile.mkdtemp(prefix="llamactl-bench-")
+    print("Python %s; medians of processes run in turn with their floor" % sys.version.split()[0])
+    print("%-52s %8s %10s %8s" % ("", "floor", "llamactl", "limit"))
+    try:
+        with StandIn(Cloud()) as stand_in:
+            stand_in.cloud.add_key(KEY)
+            bench_start_up(Bench(home))
+            bench_network(Bench(home), stand_in)
+            bench_growth(Bench(home))
+            bench_crowd(Bench(home), stand_in)
+    finally:
+        remove_tree(home)
+    return 0
+
+
+def bench_start_up(bench):
+    bench.env["LLAMACTL_CONFIG_DIR"] = bench_folder(bench.home, "three", store_of(3))
+    floor = [sys.executable, "-c", "import argparse, json"]
+    script = [sys.executable, PROGRAM, "auth", "get"]
+    bench.ratio("auth get, as a script", floor, script, (1.8, 1.6))
+    installed = os.path.join(bench.home, "installed")
+    os.mkdir(installed)
+    shutil.copy(PROGRAM, os.path.join(installed, "llamactl.py"))
+    subprocess.check_call([sys.executable, "-m", "compileall", "-q", installed])
+    start = "import sys; sys.path.insert(0, %r); from llamactl import main; sys.exit(main())"
+    command = [sys.executable, "-c", start % installed, "auth", "get"]
+    bench.ratio("auth get, installed", floor, command, (1.25, 1.15))
+
+
+def bench_network(bench, stand_in):
+    data = store_of(1, stand_in.url)
+    data["environments"][stand_in.url]["profiles"]["profile-0"]["api_key"] = KEY
+    bench.env["LLAMACTL_CONFIG_DIR"] = bench_folder(bench.home, "network", data)
+    floor = [sys.executable, "-c", "import urllib.request"]
+    command = [sys.executable, PROGRAM, "projects", "get"]
+    bench.ratio("projects get over loopback", floor, command, (1.6, None))
+
+
+def bench_growth(bench):
+    few = bench_folder(bench.home, "few", store_of(3))
+    many = bench_folder(bench.home, "many", store_of(10000))
+    command = [sys.executable, PROGRAM, "auth", "get", "-o", "json"]
+    shell = ["sh", "-c", 'LLAMACTL_CONFIG_DIR="$0" exec "$@"']
+    bench.ratio("auth get -o json, 10,000 profiles against 3", shell + [few] + command,
+                shell + [many] + command, (6.0, None), 5)
+    bench.env["LLAMACTL_CONFIG_DIR"] = few
+    fill = ("import sys; open('.env', 'w').write(''.join("
+            "'NAME_%d=value %d\\n' % (n, n) for n in range(int(sys.argv[1]))))")
+    walls = {}
+    for lines in ("0", "100000"):
+        runs = []
+        for _ in range(6):
+            subprocess.check_call([sys.executable, "-c", fill, lines], cwd=bench.home)
+            runs.append(bench.once([sys.executable, PROGRAM, "auth", "inject"]))
+        walls[lines] = bench.median(runs[1:]) * 1000
+    bench.row("auth inject into 100,000 lines, more than into 0", "%.0f ms" % walls["0"],
+              walls["100000"] - walls["0"], 150.0, " ms")
+
+
+def bench_crowd(bench, stand_in):
+    def key(n):
+        return "llx-CANARY-crowd-%08d" % n
+
+    def command(n):
+        return [sys.executable, PROGRAM, "auth", "token", "--api-key", key(n),
+                "--project", "proj-alpha"]
+
+    def cpu(together):
+        folder = bench_folder(bench.home, "crowd-%s" % together, store_of(0, stand_in.url))
+        env = dict(bench.env, LLAMACTL_CONFIG_DIR=folder)
+        before = os.times()
+        crowd = []
+        for n in range(32):
+            crowd.append(subprocess.Popen(command(n), env=env, stderr=subprocess.DEVNULL))
+            if not together:
+                crowd[-1].wait()
+        if any(process.wait() for process in crowd):
+            sys.exit("one of a crowd failed")
+        after = os.times()
+        return after[2] + after[3] - before[2] - before[3]
+
+    for n in range(32):
+        stand_in.cloud.add_key(key(n))
+    serial = cpu(False)
+    bench.row("32 x auth token at once, CPU", "%.1f s" % serial, cpu(True) / serial, 1.5)
+
+
+def run_alone():
+    """unittest's own main; the last line is for machines to read."""
+    result = unittest.main(exit=False).result
+    bad = len({getattr(test, "test_case", test).id()
+               for test, _ in result.failures + result.errors})
+    print("%d passed, %d failed" % (max(0, result.testsRun - bad), bad), flush=True)
+    return 0 if result.wasSuccessful() and result.testsRun else 1
+
+
+def run_chunk(names):
+    """Test classes in a process of their own -> passed, failed, exit code, what it said."""
+    process = subprocess.Popen(
+        PYTHON + [os.path.abspath(__file__)] + names, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = process.communicate()[0].decode("utf-8", "replace")
+    counts = re.search(r"(?m)^([0-9]+) passed, ([0-9]+) failed$", said)
+    passed, failed = map(int, counts.groups()) if counts else (0, 1)
+    return passed, failed, process.returncode, said
+
+
+def run_tests():
+    """All tests, as many classes at a time as there are processors."""
+    if len(sys.argv) > 1:
+        return run_alone()
+    import concurrent.futures
+    started = time.monotonic()
+    names = [name for name, value in list(globals().items())
+             if isinstance(value, type) and issubclass(value, unittest.TestCase)
+             and unittest.defaultTestLoader.getTestCaseNames(value)]
+    workers = min(4, os.cpu_count() or 1)
+    chunks = [names[n::6 * workers] for n in range(6 * workers)]
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        results = list(pool.map(run_chunk, filter(None, chunks)))
+    for _, _, code, said in results:
+        if code:
+            print(said)
+    passed, failed = (sum(result[n] for result in results) for n in (0, 1))
+    print("Ran %d tests in %.1f s" % (passed + failed, time.monotonic() - started))
+    print("%d passed, %d failed" % (passed, failed), flush=True)
+    return 0 if passed and not any(result[2] for result in results) else 1
+
+
+if __name__ == "__main__":
+    words = {"demo": demo, "sandbox": sandbox, "bench": bench,
+             "yaml-readers": check_yaml_with_readers}
+    sys.exit(words.get(sys.argv[1] if len(sys.argv) > 1 else "", run_tests)())
