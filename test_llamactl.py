@@ -23,6 +23,7 @@ import io
 import itertools
 import json
 import os
+import platform
 import random
 import re
 import resource
@@ -687,7 +688,9 @@ class Cloud(Provider):
             raise invalid("body", 0, "JSON decode error")
         if not isinstance(asked.get("name"), str):
             raise invalid("body", "name")
-        project_id = asked.get("project_id")
+        if "project_id" not in asked:
+            raise invalid("body", "project_id")
+        project_id = asked["project_id"]
         key = "llx-CANARY-" + secrets.token_hex(20)
         record = self.add_key(key, None if project_id is None else [project_id],
                               login["sub"], login["email"], asked["name"])
@@ -1079,15 +1082,18 @@ class Case(unittest.TestCase):
         self.shrink()
 
     def shrink(self):
-        """Time-outs and waits small enough for a test that meets hundreds of them."""
-        short = {
-            "ANSWER_TIMEOUT": 0.25, "PAUSE_TIMEOUT": 0.25, "WHOLE_TIMEOUT": 0.6,
-            "LOCKED_TIMEOUT": 1.0, "RETRY_DELAYS": (0.0, 0.0), "MAX_RETRY_AFTER": 0.0,
-            "SLOW_DOWN": 0.02, "DEFAULT_INTERVAL": 0.02,
-        }
-        patcher = unittest.mock.patch.multiple(llamactl, **short)
+        """Pauses too short to be noticed. Time-outs stay: only waiting in vain takes theirs."""
+        self.patch(RETRY_DELAYS=(0.0, 0.0), SLOW_DOWN=0.02, DEFAULT_INTERVAL=0.02)
+
+    def patch(self, **constants):
+        """Other constants than llamactl's own, until the test ends."""
+        patcher = unittest.mock.patch.multiple(llamactl, **constants)
         patcher.start()
         self.addCleanup(patcher.stop)
+
+    def impatient(self):
+        """For where no answer comes."""
+        return unittest.mock.patch.multiple(llamactl, ANSWER_TIMEOUT=0.25, PAUSE_TIMEOUT=0.25)
 
     def tearDown(self):
         for heard in self.heard:
@@ -1278,7 +1284,7 @@ NETWORK_MODULES = {"urllib", "ssl", "http", "socket", "email"}
 ALLOWED_MODULES = set(
     "argparse contextlib errno json os re stat sys time collections functools io base64 hashlib "
     "getpass warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
-    "threading queue difflib traceback typing".split())
+    "threading difflib traceback textwrap typing gc".split())
 
 
 def dotted(node):
@@ -1423,11 +1429,37 @@ class House(unittest.TestCase):
 
     def test_the_docstring_names_each_variable(self):
         """The auditor's map is whole: what the file reads from the environment stands in it."""
-        read = set(re.findall(r'"((?:LLAMA|SSH|SSL|XDG|CURL|REQUESTS|WAYLAND)_?[A-Z_]+|APPDATA|CI|'
-                              r'TERM|DISPLAY)"', self.code_alone()))
-        self.assertIn("LLAMA_CLOUD_API_KEY", read)
-        missing = {name for name in read if name not in ast.get_docstring(self.tree)}
-        self.assertEqual(missing, set())
+        words = {node.value for node in ast.walk(self.tree) if isinstance(node, ast.Constant)
+                 and isinstance(node.value, str)} if sys.version_info >= (3, 8) else {
+            node.s for node in ast.walk(self.tree) if isinstance(node, ast.Str)}
+        read = {word for word in words if re.fullmatch("[A-Z][A-Z_]+", word)}
+        read -= {"GET", "POST", "DELETE", "RSA", "NAME", "URL", "ID", "PATH", "KEY", "AUTH",
+                 "DEPLOYMENT", "EOF", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"}  # no variables
+        self.assertLessEqual({"LLAMA_CLOUD_API_KEY", "CI", "APPDATA", "DISPLAY"}, read)
+        self.assertEqual({name for name in read if name not in ast.get_docstring(self.tree)}, set())
+
+    def test_the_numbers_are_those_promised(self):
+        """The other tests shrink them; behaviour.md and the RFCs say what they are."""
+        promised = {
+            "EXIT_DONE": 0, "EXIT_FAILED": 1, "EXIT_USAGE": 2, "EXIT_REJECTED": 4,
+            "EXIT_UNREACHABLE": 5, "EXIT_NOT_EXECUTABLE": 126, "EXIT_NOT_FOUND": 127,
+            "EXIT_INTERRUPTED": 130, "ANSWER_TIMEOUT": 10, "PAUSE_TIMEOUT": 10,
+            "WHOLE_TIMEOUT": 60, "LOCK_TIMEOUT": 10, "LOCKED_TIMEOUT": 8,
+            "MAX_ANSWER": 8 * 1024 * 1024, "MAX_RETRY_AFTER": 30, "DEFAULT_INTERVAL": 5,
+            "SLOW_DOWN": 5, "CLOCK_LEEWAY": 120, "RSA_BITS": (2048, 8192),
+            "DEFAULT_API_URL": "https://api.cloud.llamaindex.ai", "OFFICIAL_VERSION": "0.10.4",
+            "TRUE_WORDS": ("1", "true", "yes", "on", "t", "y")}
+        self.assertEqual({name: getattr(llamactl, name) for name in promised}, promised)
+        self.assertEqual(len(llamactl.RETRY_DELAYS), 2)
+
+    def test_the_package(self):
+        with open(os.path.join(HERE, "pyproject.toml"), encoding="utf-8") as file:
+            text = file.read()
+        for line in ('requires-python = ">=3.6"', "dependencies = []",
+                     'llamactl = "llamactl:main"', 'build-backend = "flit_core.buildapi"'):
+            self.assertIn("\n" + line + "\n", text)
+        self.assertNotIn('\nname = "llamactl"\n[', text)
+        self.assertRegex(text, '(?m)^name = "llamactl-')
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2203,6 +2235,21 @@ class EnvFile(Case):
         self.assertEqual(b"A=1\n", self.read())
         self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
 
+    def test_a_full_disk_tears_nothing_that_is_written_in_place(self):
+        before = b"# mine\n" * 30
+        for room in (0, 1, 50, len(self.text) - 1):
+            with self.subTest(room=room):
+                inode = os.stat(self.write(before)).st_ino
+                with opening_fails(lambda path, _: path.endswith("-lock"), errno.EACCES):
+                    with file_size_limit(len(before) + room):
+                        result = self.call("auth", "inject", "--env-file", self.path)
+                self.assertEqual(1, result.code)
+                self.assertRegex(result.err, "warning: .*crash.*\nerror: .*app.env")
+                self.assertEqual((before, inode), (self.read(), os.stat(self.path).st_ino))
+
+    def test_a_name_that_the_system_cannot_encode_is_refused(self):
+        self.assertIn("cannot be written", self.inject(code=1, path="\ud800.env").err)
+
     def test_a_value_that_needs_quotes_gets_them_and_a_warning(self):
         for key, named in (("llx-CANARY$0123456789", ("docker",)),
                            ("llx-CANARY-it's-${A}-0123", ("docker", "python-dotenv"))):
@@ -2681,6 +2728,8 @@ class Urls(Case):
         "https://example\u3002com", "https://example.com/\u00e4", "https://example.com/\u202e",
         "\ufeffhttps://example.com",
         "https://exa\ud800mple.com", "https://example.com:\u0661", "https://example.com:\u00b2",
+        "http\u017f://example.com", "https://example\u017f.com", "https://\u212aelvin.example",
+        "https://example.com/\u017f", "https://example.com/\u212a", "https://example.com/\u0131",
         "https://<script>", "https://example.com,evil.example", "https://$(id).example",
     )
 
@@ -2707,7 +2756,24 @@ class Urls(Case):
         self.assertFalse(os.path.exists(self.store_path))
 
 
+    def test_what_a_server_names_is_as_strict(self):
+        for bad in self.BAD:
+            if not re.search(r"[/?][!-~]*\Z", bad[len("https://"):]):
+                for rest in ("", "/authorize?a=b"):
+                    with self.subTest(bad=bad + rest), self.assertRaises(llamactl.Failure) as caught:
+                        llamactl.origin_of(bad + rest)
+                    self.assertEqual(1, caught.exception.code)
+        self.assertEqual("https://a.example:443", llamactl.origin_of("HTTPS://A.example/?x=\x7e"))
+
+
 class SmallFormats(Case):
+    def test_what_a_server_wrote_is_cut_at_white_space_alone(self):
+        for text, wanted in (("a\n b\t", "a b"), ("a" * 300, "a" * 300), ("a" * 301, "..."),
+                             ("ab " * 200, "ab " * 100 + "..."), (" " * 40000 + "a-" * 200, "..."),
+                             ("a " * 149 + "b-" * 40, "a " * 149 + "...")):
+            with self.subTest(text=text):
+                self.assertEqual(wanted, llamactl.shortened(text))
+
     def test_a_name_shows_at_most_the_last_four_characters_of_a_key(self):
         for key in (KEY, "llx-CANARY-0123456789abcdef-wxyz", "sk_CANARY_abcdefghijkl", "CANARY",
                     "a", "abcd", "abcdefgh", "llx-CANARY-$(touch x)`;&|'\"*", "CANARY-------------",
@@ -2923,6 +2989,30 @@ class StoreFolderTest(DiskCase):
                 self.assertEqual(mode_of(path), "0o700")
                 shutil.rmtree(path)
 
+    def test_without_a_home_there_is_no_folder_in_it(self):
+        for home, chosen, expected in (
+                ("", "~/x", None), ("", "~", None), ("", "", None), ("relative", "~/x", None),
+                ("/", "~/x", "/x"), ("/a/", "~//x", "/a/x"), ("/a", "~", "/a"),
+                ("", "~nobody-of-that-name/x", None), ("", "./~/x", os.path.abspath("~/x")),
+                (None, "~/x", None), (None, "/x", "/x")):
+            variables = {"LLAMACTL_CONFIG_DIR": chosen}
+            variables.update({} if home is None else {"HOME": home})
+            unknown = unittest.mock.patch("pwd.getpwuid", side_effect=KeyError("uid not found"))
+            with self.subTest(home=home, chosen=chosen), unknown:
+                with unittest.mock.patch.dict(os.environ, variables, clear=True):
+                    self.assertEqual(llamactl.read_surroundings().folder(), expected)
+
+    def test_a_working_folder_that_is_gone_has_no_folder_in_it(self):
+        self.cloud, here = self.cloud_server(), os.getcwd()
+        env = dict(self.of_variables(), LLAMACTL_CONFIG_DIR="relative")
+        os.chdir(tempfile.mkdtemp(dir=self.home))
+        try:
+            os.rmdir(os.getcwd())
+            self.assertEqual(self.call("projects", "get", env=env).code, 0)
+            self.assert_one_error(self.call(*self.ALWAYS_WRITERS[0], env=env), 1, "no home")
+        finally:
+            os.chdir(here)
+
     def test_windows_keeps_it_in_appdata(self):
         del self.env["LLAMACTL_CONFIG_DIR"]
         env = {"APPDATA": os.path.join(self.home, "Roaming"), "XDG_CONFIG_HOME": self.home}
@@ -3026,10 +3116,10 @@ class StoreFolderTest(DiskCase):
             self.change_store()
         self.assertEqual(steps, ["write", "fsync file", "replace", "fsync folder"])
 
-    def change_store(self):
-        store = llamactl.Store(self.folder, self.fail)
+    def change_store(self, url="https://new.example.com", warn=None):
+        store = llamactl.Store(self.folder, warn or self.fail)
         with store.change() as data:
-            data["current_environment"] = "https://new.example.com"
+            data["current_environment"] = url
 
     def test_a_change_that_fails_is_not_written(self):
         self.change_store()
@@ -3335,6 +3425,17 @@ class DamagedStoreTest(DiskCase):
                 self.assertEqual(result.code, 0, result.err)  # kept, or set aside as damaged
                 self.assertEqual(self.call("auth", "get").code, 0)
 
+    def test_a_number_that_cannot_be_written_again_is_damage(self):
+        whole = json.dumps(self.whole_store())
+        for damage in (whole.replace("4102444800", "1e999"), whole[:-1] + ', "x": [-1e999]}'):
+            with self.subTest(damage=damage[-20:]):
+                self.put(damage.encode())
+                self.assertIn("damaged-", self.call(*self.ALWAYS_WRITERS[0]).err)
+                self.assertEqual(self.call("auth", "get").code, 0)
+                copy, = set(self.files()) - set(STORE_FILES)
+                self.assertEqual(file_bytes(os.path.join(self.folder, copy)), damage.encode())
+                shutil.rmtree(self.folder)
+
 
 # ==================================================================================================
 # files: crashes, full and forbidden disks
@@ -3632,6 +3733,25 @@ class FullDiskTest(DiskCase):
         self.assertEqual([r for r in self.cloud.requests if r.method != "GET"], [])
         self.assertEqual(self.profiles()["dev@example.com"], login)
 
+    def test_nothing_is_asked_where_no_other_file_can_take_the_stores_place(self):
+        self.log_in()
+        before, mode = file_bytes(self.store_path), mode_of(self.store_path)
+        self.cloud.reset()
+        for number in (errno.EBUSY, errno.EPERM):
+            failing = unittest.mock.patch.object(os, "replace", side_effect=OSError(number, "no"))
+            for command in (("auth", "login"), ("auth", "token", "--api-key-file", "-"),
+                            ("auth", "logout", "dev@example.com"), ("auth", "logout", "--all")):
+                with self.subTest(command), failing:
+                    self.assert_one_error(self.call(*command, stdin=KEY.encode()))
+                    self.assertEqual((self.cloud.requests, self.files()), ([], STORE_FILES))
+        inode = os.stat(self.store_path).st_ino
+        llamactl.Store(self.folder, self.fail).check_writable()
+        self.assertNotEqual(os.stat(self.store_path).st_ino, inode)
+        self.assertEqual((file_bytes(self.store_path), mode_of(self.store_path)), (before, mode))
+        os.unlink(self.store_path)
+        llamactl.Store(self.folder, self.fail).check_writable()
+        self.assertEqual(self.files(), ["profiles.json.lock"])
+
     def test_a_folder_that_is_read_only(self):
         before = tree(self.home)
         for number in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
@@ -3743,22 +3863,25 @@ class CrowdTest(DiskCase):
         self.assertEqual((len(self.cloud.requests), self.cloud.refreshes), (16, refreshes))
         self.assertEqual(self.profiles()["dev@example.com"], login)
 
-    def test_eight_logouts_of_one_login(self):
-        login = self.log_in(expired=True)
-        refreshes, receive = self.cloud.refreshes, self.cloud.receive
-        # Each has found the profile by the time that it asks for the provider. None gets an
-        # answer before all have asked, so that none comes too late to take part.
-        all_here = threading.Barrier(8)
+    def eight_meet_at(self, path, *command):
+        """Run COMMAND eight times; no request to PATH is answered before all have sent theirs."""
+        all_here, receive = threading.Barrier(8), self.cloud.receive
 
         def receive_together(request):
-            if request.path.endswith("/oidc/discovery"):
+            if request.path == path:
                 with contextlib.suppress(threading.BrokenBarrierError):
                     all_here.wait(9)
             return receive(request)
 
         with unittest.mock.patch.object(self.cloud, "receive", receive_together):
-            self.finish_all(self.start_all([("auth", "logout", "dev@example.com")] * 8))
+            self.finish_all(self.start_all([command] * 8))
         self.assertFalse(all_here.broken)
+
+    def test_eight_logouts_of_one_login(self):
+        login = self.log_in(expired=True)
+        refreshes = self.cloud.refreshes
+        # each has found the profile by the time that it asks for the provider
+        self.eight_meet_at("/api/v1/auth/oidc/discovery", "auth", "logout", "dev@example.com")
         self.assertLessEqual(self.cloud.refreshes - refreshes, 1)
         self.assertEqual(self.cloud.reuse_detected, 0)
         self.assertNotIn(login["api_key"], self.cloud.keys_alive())
@@ -3784,7 +3907,7 @@ class CrowdTest(DiskCase):
         self.assertFalse(self.cloud.refresh_tokens[profile["refresh_token"]]["used"])
 
     def test_a_crowd_with_the_lock_held_by_a_killed_process(self):
-        """The kernel lets go of a dead process's lock; what it left is removed."""
+        """The kernel lets go of a dead process's lock, whoever waits for it then."""
         self.with_profile()
         holder = subprocess.Popen(
             [sys.executable, "-c", "import fcntl, sys, time\nf = open(sys.argv[1], 'w')\n"
@@ -3792,10 +3915,19 @@ class CrowdTest(DiskCase):
              self.store_path + ".lock"], stdout=subprocess.PIPE)
         self.addCleanup(holder.stdout.close)
         self.assertEqual(holder.stdout.read(1), b"1")
-        writer = self.start_all([("auth", "logout", "main")])
-        holder.kill()
-        holder.wait()
-        self.finish_all(writer)
+        tried, try_lock = threading.Event(), llamactl.try_lock
+
+        def noted(descriptor):
+            taken = try_lock(descriptor)
+            if not taken and not tried.is_set():
+                tried.set()
+                holder.kill()
+                holder.wait()
+            return taken
+
+        with unittest.mock.patch.object(llamactl, "try_lock", noted):
+            self.assertEqual(self.call("auth", "logout", "main").code, 0)
+        self.assertTrue(tried.is_set())
         self.assertEqual(self.profiles(), {})
 
 
@@ -3849,7 +3981,8 @@ class LeakTest(DiskCase):
                 path = "/api/v1/api-keys/" + login["api_key_id"]
                 self.cloud.reset()
                 self.cloud.fault(path, kind, times=9)
-                result = self.call("auth", "logout", "dev@example.com", "--quiet")
+                with self.impatient() if kind == "silence" else contextlib.ExitStack():
+                    result = self.call("auth", "logout", "dev@example.com", "--quiet")
                 self.assert_one_error(result, 1, login["api_key_id"])
                 self.assertEqual(self.cloud.count("DELETE", path), 1)  # tried once
                 self.assert_nowhere(login["api_key"], "at-CANARY", "rt-CANARY", "llx-CANARY")
@@ -3875,6 +4008,20 @@ class LeakTest(DiskCase):
         self.with_profile()
         self.leave_over("profiles.db", b"another key")
         self.assertNotIn(path, self.call("auth", "logout", "main").err)
+
+    def test_what_cannot_be_searched_for_a_key_is_a_warning(self):
+        for unreadable in (self.leave_over("profiles.db"), self.folder):
+            with self.subTest(unreadable), unittest.mock.patch.object(
+                    os, "listdir", side_effect=PermissionError) if unreadable == self.folder else (
+                    opening_fails(lambda path, _: path == unreadable, errno.EACCES)):
+                self.write_store({})
+                key_id = self.log_in()["api_key_id"]
+                self.cloud.fault("/api/v1/api-keys/" + key_id, "status", times=9)
+                result = self.call("auth", "logout", "dev@example.com", "--quiet")
+                self.assert_one_error(result, 1, key_id)
+                self.assertIn(os.path.join(self.folder, "profiles.db"),
+                              "".join(self.warnings_of(result)))
+                self.cloud.reset()
 
     def test_logging_out_of_one_keeps_the_others(self):
         self.with_profile()
@@ -4243,6 +4390,22 @@ class ImportTest(ImportCase):
         else:
             self.assertEqual(self.names(), ["dev@example.com", "work"])
 
+    def test_a_journal_that_a_crash_left(self):
+        self.closed()
+        for content, code in ((b"not undone yet", 1), (b"", 0)):
+            with open(self.path + "-journal", "wb") as file:
+                file.write(content)
+            result = self.take_over()
+            self.assertEqual((result.code, "left by a crash" in result.err), (code, code == 1))
+
+    def test_a_link_to_an_open_database_with_a_write_ahead_log(self):
+        link, self.path = self.path, os.path.join(self.home, "real-profiles.db")
+        os.symlink(self.path, link)
+        database = self.official(journal="wal")
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        database.close()
+
     def test_a_folder_with_an_odd_name(self):
         self.folder = os.path.join(self.home, "we?ird %20#f;older\u00e9")
         self.env["LLAMACTL_CONFIG_DIR"] = self.folder
@@ -4271,6 +4434,19 @@ class ImportTest(ImportCase):
             ("bad", self.URL, "p", b"llx-CANARY-bytes"), ("bad", self.URL, None, OTHER_KEY),
             ("bad", self.URL, b"\xff", OTHER_KEY),
         ))
+
+    def test_a_stored_environment_that_does_not_say_so_requires_auth(self):
+        self.closed(rows=(("bad", self.URL, "p", None, None, None, None), self.ROWS[0]),
+                    environments=())
+        self.url = self.URL
+        self.write_store({})
+        data = load(file_bytes(self.store_path).decode())
+        del data["environments"][self.URL]["requires_auth"]
+        with open(self.store_path, "w") as file:
+            json.dump(data, file)
+        result = self.take_over()
+        self.assertEqual((result.code, self.names()), (0, ["work"]))
+        self.assertEqual(len(self.warnings_of(result)), 1, result.err)
 
     def test_rows_without_a_usable_url_are_left_out(self):
         self.assert_left_out(
@@ -4432,7 +4608,6 @@ WAITED_OUT = dict.fromkeys(
      "silence", "drip", "pause"), 0)
 # A login keeps its key where the server does not say that it is gone.
 KEY_KEPT = dict.fromkeys(set(FAST_FAULTS) | set(SLOW_FAULTS), 0)
-KEY_KEPT.update({"redirect": 1, "loop": 1})
 # A profile goes whatever the server says; what has no body cannot be cut or misread.
 KEY_MAY_WORK = dict.fromkeys(KEY_KEPT, 1)
 KEY_DELETED = dict(KEY_MAY_WORK, **dict.fromkeys(
@@ -4526,15 +4701,6 @@ class NetworkCase(Case):
         self.other = self.another_origin()
         # a login that waits in vain, for want of a guard, fails instead of hanging
         self.cloud.expires_in = self.other.cloud.expires_in = 5
-
-    def shrink(self):
-        # Where no answer is waited for in vain a long time-out costs nothing.
-        Case.shrink(self)
-        patcher = unittest.mock.patch.multiple(
-            llamactl, ANSWER_TIMEOUT=10.0, PAUSE_TIMEOUT=10.0, WHOLE_TIMEOUT=20.0,
-            LOCKED_TIMEOUT=8.0, MAX_RETRY_AFTER=30.0)
-        patcher.start()
-        self.addCleanup(patcher.stop)
 
     def another_origin(self, **options):
         stand_in = StandIn(**options).start()
@@ -4907,6 +5073,19 @@ class Tls(TlsCase):
             self.fails("projects", "get", code=5)
         self.assertEqual([], self.cloud.requests)
 
+    def test_no_secret_of_the_connection_is_logged(self):
+        path = os.path.join(self.home, "keys.log")
+        env = {"SSL_CERT_FILE": self.pem, "SSLKEYLOGFILE": path}
+        result = self.process("projects", "get", env=env)
+        self.assertEqual((0, False), (result.code, os.path.exists(path)), result.err)
+
+    @unittest.skipUnless(hasattr(ssl, "TLSVersion"), "3.6 cannot say which it takes")
+    def test_nothing_below_1_2(self):
+        with unittest.mock.patch.object(ssl.SSLContext, "minimum_version",
+                                        new_callable=unittest.mock.PropertyMock) as minimum:
+            llamactl.tls_context(llamactl.read_surroundings())
+        minimum.assert_called_with(ssl.TLSVersion.TLSv1_2)
+
     def test_wrong_host(self):
         real = socket.getaddrinfo
         port = int(self.url.rpartition(":")[2])
@@ -4933,6 +5112,23 @@ class Tls(TlsCase):
             self.assertIn(gone, error)
             self.assertIn(name, error)
 
+    def test_folders_of_certificates(self):
+        for name in ("SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+            with self.subTest(variable=name):
+                surroundings = llamactl.Surroundings({name: self.home}, "", "", False)
+                self.assertEqual(llamactl.ca_bundle(surroundings), (None, self.home, name))
+                self.fails("projects", "get", code=5, env={name: self.home})  # an empty one
+
+    def test_bundles_where_linux_systems_keep_them(self):
+        """A self-compiled Python finds none by itself."""
+        none = ssl.get_default_verify_paths()._replace(cafile=None, capath=None)
+        places = (os.path.join(self.home, "gone.pem"), self.pem)
+        with unittest.mock.patch.object(ssl, "get_default_verify_paths", return_value=none), \
+                unittest.mock.patch.object(llamactl, "CA_BUNDLES", places):
+            self.succeeds("projects", "get")
+            status = self.succeeds("auth", "status", "-o", "json")
+        self.assertEqual(json.loads(status.out)["ca_bundle"], self.pem)
+
     def test_whole_login_and_logout(self):
         self.env["SSL_CERT_FILE"] = self.pem
         self.succeeds(*LOGIN)
@@ -4945,7 +5141,7 @@ class Tls(TlsCase):
             listener.listen(5)
             self.url = "https://127.0.0.1:%d" % listener.getsockname()[1]
             self.write_store({})
-            with unittest.mock.patch.multiple(llamactl, ANSWER_TIMEOUT=0.2, PAUSE_TIMEOUT=0.2):
+            with self.impatient():
                 result = self.succeeds(*TOKEN_BOTH)
         self.assertIn("warning: ", result.err)
         self.assertEqual(1, len(self.profiles()))
@@ -4976,7 +5172,9 @@ class NamedUrls(TlsCase):
         return [plain, plain.replace("http:", "HTTP:"), "file:///etc/hostname", "ftp://" + place,
                 "data:application/json,{}", "javascript:alert(1)", "//" + place, path,
                 "https://user:secret@" + place, "https:" + place, "https://" + place + "\n",
-                "https://" + place + " HTTP/1.1\r\nx: y", "", "https://", "gopher://" + place]
+                "https://" + place + " HTTP/1.1\r\nx: y", "", "https://", "gopher://" + place,
+                "https://127.0.0.1:0" + path, "https://127.0.0.1:99999" + path,
+                "http\u017f://" + place, "https://\u212a." + place, "https://" + place + "\u017f"]
 
     def test_discovery_url(self):
         self.env["SSL_CERT_FILE"] = self.pem
@@ -5009,6 +5207,23 @@ class NamedUrls(TlsCase):
                 self.cloud.configuration_overrides = {"token_endpoint": value}
                 self.fails(*LOGIN)
                 self.assertEqual(0, self.cloud.count("POST", DEVICE_CODE))
+
+    def test_what_is_no_url_to_some_python_is_none_to_any(self):
+        """A long s, a Kelvin sign, a bracketed host that is no address: one line, and on."""
+        self.env["SSL_CERT_FILE"] = self.pem
+        for url in ("http\u017f://127.0.0.1/", "https://\u017f.invalid/", "https://\u212a.invalid/",
+                    "https://[:::]/", "https://[1.2.3.4]/", "https://[::1::]:1/", "https://[fe]/a"):
+            for name in ("discovery_url",) + self.NAMES[:1]:
+                with self.subTest(url=url, name=name):
+                    self.cloud.reset()
+                    self.cloud.discovery_overrides = self.cloud.configuration_overrides = {name: url}
+                    self.write_store({})
+                    self.error_of(self.call(*LOGIN))
+            self.cloud.discovery_overrides = {"discovery_url": url}
+            self.with_login(expired=True)
+            result = self.call("auth", "logout", "main")
+            self.assertIn(KEY_ID, self.error_of(result, 1))
+            self.assertEqual({}, self.profiles())
 
     def test_logout_sends_no_token_in_the_clear(self):
         self.env["SSL_CERT_FILE"] = self.pem
@@ -5056,6 +5271,15 @@ class Origins(NetworkCase):
             self.assertRegex(request.headers["user-agent"], r"\Allamactl/[0-9.]+\Z")
 
 
+@contextlib.contextmanager
+def unraised_resource_warnings():
+    """Up to 3.9 http.client leaves the answer of a refused tunnel to the collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
+
+
 class Proxies(NetworkCase):
     """As urllib reads the variables; the proxy's password is never shown."""
 
@@ -5069,9 +5293,11 @@ class Proxies(NetworkCase):
         for name in ("http_proxy", "HTTP_PROXY"):
             with self.subTest(variable=name):
                 self.cloud.reset()
-                self.succeeds("projects", "get", env={name: self.proxy})
+                result = self.succeeds("projects", "get", env={name: self.proxy})
                 self.assertEqual(["llama.invalid"],
                                  [r.headers["host"] for r in self.cloud.requests])
+                # a key that leaves this machine unencrypted is warned about
+                self.assertRegex(result.err, r"\Awarning: http://llama\.invalid:80 is not encrypted")
 
     def test_password_is_sent_and_not_shown(self):
         proxy = self.proxy.replace("//", "//somebody:CANARY-password@")
@@ -5103,16 +5329,25 @@ class Proxies(NetworkCase):
         self.url = "https://llama.invalid"
         self.with_profile()
         proxy = self.proxy.replace("//", "//somebody:CANARY-password@")
-        with warnings.catch_warnings():
-            # up to 3.9 http.client leaves the answer of a refused tunnel to the collector
-            warnings.simplefilter("ignore", ResourceWarning)
+        with unraised_resource_warnings():
             self.fails("projects", "get", code=5, env={"https_proxy": proxy})
-            gc.collect()
         self.assertNotEqual([], self.cloud.requests)
         for request in self.cloud.requests:
             self.assertEqual("CONNECT", request.method)
             self.assertNotIn("authorization", request.headers)
             self.assertNotIn("CANARY", request.path + request.body)
+
+    def test_a_tunnel_that_is_refused(self):
+        """Trouble of the proxy's is worth another try, its no is not; its words are nobody's."""
+        self.url = "https://llama.invalid"
+        self.with_profile()
+        for status, tries in ((407, 1), (403, 1), (429, 1), (500, 3), (502, 3), (503, 3)):
+            with self.subTest(status=status), unraised_resource_warnings():
+                self.cloud.reset()
+                self.cloud.fault("*", "status", 9, status=status)
+                error = self.fails("projects", "get", code=5, env={"https_proxy": self.proxy})
+                self.assertEqual(["CONNECT"] * tries, [r.method for r in self.cloud.requests])
+                self.assertRegex(error, r"its proxy answered %d\Z" % status)
 
     def test_odd_proxies(self):
         for proxy in ("socks5://127.0.0.1:1", "http://127.0.0.1:port", "http://", "::", "http://["):
@@ -5125,15 +5360,13 @@ class Retries(NetworkCase):
 
     def setUp(self):
         NetworkCase.setUp(self)
-        patcher = unittest.mock.patch.multiple(llamactl, RETRY_DELAYS=(0.5, 1.5))
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(RETRY_DELAYS=(0.5, 1.5))
         self.slept = []
 
     def send(self, method="GET", path=VERSION):
         """What becomes of one request: its status, or the exit code of its failure."""
         surroundings = llamactl.read_surroundings()
-        client = llamactl.Client(surroundings, lambda secret: None, self.slept.append)
+        client = llamactl.Client(surroundings, str, str, self.slept.append)
         try:
             return client.send(method, self.url + path).status
         except llamactl.Failure as failure:
@@ -5174,7 +5407,7 @@ class Retries(NetworkCase):
 
     def test_silence_is_not_repeated(self):
         self.cloud.fault(VERSION, "silence", 9)
-        with unittest.mock.patch.multiple(llamactl, ANSWER_TIMEOUT=0.2, PAUSE_TIMEOUT=0.2):
+        with self.impatient():
             self.assertEqual((-5, []), (self.send(), self.slept))
         self.assertEqual(1, len(self.cloud.requests))
 
@@ -5755,22 +5988,35 @@ class Polling(NetworkCase):
         NetworkCase.setUp(self)
         self.told = ToldTime()
         self.cloud.clock, self.cloud.interval, self.cloud.expires_in = self.told.time, 5, 600
-        patcher = unittest.mock.patch.multiple(
-            llamactl, SLOW_DOWN=5.0, DEFAULT_INTERVAL=5.0, time=self.told)
+        self.patch(SLOW_DOWN=5.0, DEFAULT_INTERVAL=5.0, time=self.told)
+        self.waited, countdown = [], llamactl.Terminal.countdown
+
+        def noted(terminal, expires_at):
+            wait = countdown(terminal, expires_at)
+            return lambda seconds: self.waited.append(seconds) or wait(seconds)
+
+        patcher = unittest.mock.patch.object(llamactl.Terminal, "countdown", noted)
         patcher.start()
         self.addCleanup(patcher.stop)
         self.with_profile()
 
+    def log_in(self):
+        """Log in; what came of it, and that what was to be waited was slept, by the second."""
+        del self.told.slept[:], self.waited[:]
+        result = self.call(*LOGIN)
+        self.assertAlmostEqual(sum(self.waited), sum(self.told.slept), 6)
+        self.assertLessEqual(max(self.told.slept, default=0), 1)
+        return result
+
     def waits(self, code=0):
         """Log in; how long the program waited before each poll."""
-        del self.told.slept[:]
         before = self.bytes_stored()
-        result = self.call(*LOGIN)
+        result = self.log_in()
         self.assertEqual(code, result.code, result.err)
         if code:
             self.error_of(result, code)
             self.assertEqual(before, self.bytes_stored())
-        return self.told.slept
+        return self.waited
 
     def test_before_every_poll(self):
         self.assertEqual([5], self.waits())
@@ -5792,9 +6038,8 @@ class Polling(NetworkCase):
         for value in (float("nan"), float("inf"), float("-inf")):
             with self.subTest(interval=value):
                 self.cloud.device_answer = {"interval": value}
-                del self.told.slept[:]
-                code = self.call(*LOGIN).code
-                self.assertIn((code, self.told.slept), [(5, []), (0, [5])])
+                code = self.log_in().code
+                self.assertIn((code, self.waited), [(5, []), (0, [5])])
 
     def test_huge_intervals_end_with_the_code(self):
         for value in (601, 10 ** 9, 10 ** 25):
@@ -5841,9 +6086,30 @@ class Polling(NetworkCase):
         self.cloud.fault(TOKEN, "reset", 99)
         self.cloud.expires_in = 60
         before = self.bytes_stored()
-        self.assertIn(self.call(*LOGIN).code, (4, 5))
-        self.assertEqual([5, 10, 20, 25], self.told.slept)
+        self.assertIn(self.log_in().code, (4, 5))
+        self.assertEqual([5, 10, 20, 25], self.waited)
         self.assertEqual(before, self.bytes_stored())
+
+    def test_errors_of_rfc_8628_count_whatever_the_status(self):
+        for status in (429, 500, 503):
+            with self.subTest(status=status):
+                self.cloud.reset()
+                self.cloud.token_script = [
+                    (status, {"error": error})
+                    for error in ("slow_down", "authorization_pending", "slow_down")]
+                self.assertEqual([5, 10, 10, 15], self.waits())
+                for error in ("access_denied", "expired_token"):
+                    self.cloud.token_script = [(status, {"error": error})]
+                    self.assertEqual([5], self.waits(4))
+
+    def test_a_proxy_that_fails_is_waited_out(self):
+        self.cloud.configuration_overrides = {"token_endpoint": "https://llama.invalid/token"}
+        self.cloud.expires_in, self.env["https_proxy"] = 60, self.url
+        for status, waited in ((503, [5, 10, 20, 25]), (407, [5])):
+            with self.subTest(status=status), unraised_resource_warnings():
+                self.cloud.reset()
+                self.cloud.fault("*", "status", 9, "CONNECT", status=status)
+                self.assertEqual(waited, self.waits(5))
 
     def test_an_access_token_that_expires_meanwhile(self):
         """The user thinks about the project longer than the access token lives."""
@@ -5994,6 +6260,25 @@ class LoginOutcomes(NetworkCase):
         self.assertEqual(1, len(made))
         self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
 
+    def test_a_token_of_unknown_lifetime_is_not_refreshed_at_once(self):
+        self.cloud.token_answer = {"expires_in": None}
+        self.succeeds(*LOGIN)
+        self.assertIsNone(self.profiles()["dev@example.com"]["access_expires_at"])
+        self.assertEqual(0, self.cloud.refreshes)
+        # a 401 tells that its life is over
+        self.cloud.expire_access_tokens()
+        self.succeeds("auth", "logout", "dev@example.com")
+        self.assertEqual((1, 0), (self.cloud.refreshes, self.cloud.reuse_detected))
+        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+
+    def test_an_echoed_code_is_masked_as_it_was_sent(self):
+        code = "dc/CANARY+0123=4567"
+        self.cloud.device_answer = {"device_code": code}
+        for form in (code, urllib.parse.quote_plus(code)):
+            self.cloud.token_script = [
+                (400, {"error": "invalid_grant", "error_description": "no device_code=" + form})]
+            self.assertIn("no device_code=********", self.fails(*LOGIN, code=1))
+
     def test_no_browser_login(self):
         self.cloud.browser_login = False
         before = self.bytes_stored()
@@ -6061,6 +6346,40 @@ class LogoutOfALogin(NetworkCase):
         self.logout()
         self.assertEqual((1, 0), (self.cloud.refreshes, self.cloud.reuse_detected))
         self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+
+    def test_another_provider_gets_nothing(self):
+        for expired in (False, True):
+            with self.subTest(expired=expired):
+                self.cloud.reset()
+                self.with_login(expired=expired)
+                self.cloud.configuration_overrides = {"issuer": ELSEWHERE}
+                result = self.logout(int(expired))
+                self.assertIn("another identity provider", result.err)
+                self.assertEqual([], self.cloud.sent(TOKEN) + self.cloud.sent(REVOKE))
+                self.assertEqual(expired, KEY_ID in result.err)
+
+    def test_an_echoed_refresh_token_is_masked_as_it_was_sent(self):
+        token = "rt/CANARY+0123=4567"
+        for form in (token, urllib.parse.quote_plus(token)):
+            self.with_login(expired=True, refresh_token=token)
+            self.cloud.fault(TOKEN, "status", status=400,
+                             body={"error_description": "no refresh_token=" + form})
+            self.assertIn("no refresh_token=********", self.error_of(self.logout(1), 1))
+
+    def test_a_rotated_token_that_cannot_be_stored_keeps_no_profile(self):
+        self.with_login(expired=True)
+        save, trouble = llamactl.Store.save, [OSError(errno.ENOSPC, "No space left on device")]
+
+        def full_once(store, data):
+            if data["environments"][self.url]["profiles"] and trouble:
+                raise trouble.pop()
+            save(store, data)
+
+        with unittest.mock.patch.object(llamactl.Store, "check_writable", llamactl.Store.load):
+            with unittest.mock.patch.object(llamactl.Store, "save", full_once):
+                self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
+        self.assertEqual([], trouble)
+        self.assertEqual(0, self.cloud.count("DELETE", API_KEYS + "/" + KEY_ID))
 
     def test_a_lost_refresh_is_not_sent_twice(self):
         self.with_login(expired=True)
@@ -6265,7 +6584,7 @@ class AuthToken(CommandCase):
 
     def test_ways_to_give_a_key_each_stripped(self):
         padded = (" \t%s\r\n" % KEY).encode()
-        path = self.key_file(padded)
+        path = self.key_file(b"\xef\xbb\xbf" + padded)
         fifo = os.path.join(self.home, "fifo")
         os.mkfifo(fifo)
         ways = (
@@ -6331,7 +6650,8 @@ class AuthToken(CommandCase):
                 self.write_store({})
                 self.cloud.reset()
                 self.cloud.fault("*", kind, **options)
-                result = self.call(*both)
+                with self.impatient() if kind == "silence" else contextlib.ExitStack():
+                    result = self.call(*both)
                 self.assertEqual((result.code, bool(self.profiles())), (code, stored), result.err)
                 self.assertEqual("warning: " in result.err, stored)
 
@@ -6377,8 +6697,10 @@ class AuthToken(CommandCase):
                 self.expect_failure(result, 2, "LLAMA_CLOUD_BASE_URL",
                                     "environments add https://other.example")
         self.assertEqual((self.profiles(), self.requests()), ({}, []))
-        same = {"LLAMA_CLOUD_BASE_URL": self.url + "/"}
-        self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha", env=same)
+        for env in ({"LLAMA_CLOUD_BASE_URL": self.url + "/"},
+                    dict(other, LLAMA_CLOUD_USE_PROFILE="1")):
+            self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha", env=env)
+            self.done("auth", "login", "--project", "proj-alpha", env=env)
 
 
 class AuthLogin(CommandCase):
@@ -6407,6 +6729,22 @@ class AuthLogin(CommandCase):
         self.cloud.approve(load(second)["user_code"])
         self.done("auth", "login", "--resume", "--project", "proj-alpha")
 
+    def test_a_gateway_s_no_leaves_what_waits(self):
+        self.done("auth", "login", "--start")
+        for status in (403, 404):
+            self.cloud.fault("/oidc/token", "status", status=status, body="<html>Blocked</html>")
+            self.expect_failure(self.call("auth", "login", "--resume"), 1, str(status))
+        self.done("auth", "login", "--resume", "--project", "proj-alpha")
+
+    def test_another_provider_gets_no_code(self):
+        self.done("auth", "login", "--start")
+        self.cloud.configuration_overrides = {"issuer": "https://elsewhere.invalid"}
+        result = self.call("auth", "login", "--resume")
+        self.expect_failure(result, 1, "another identity provider")
+        self.assertEqual(self.cloud.sent("/oidc/token"), [])
+        self.cloud.configuration_overrides = {}
+        self.done("auth", "login", "--resume", "--project", "proj-alpha")
+
     def test_end_of_a_login_drops_what_waited(self):
         for error, message in (("access_denied", "refused"), ("expired_token", "expired")):
             with self.subTest(error=error):
@@ -6414,14 +6752,30 @@ class AuthLogin(CommandCase):
                 self.cloud.token_script = [(400, {"error": error})]
                 self.expect_failure(self.call("auth", "login", "--resume"), 4, message)
                 self.expect_failure(self.call("auth", "login", "--resume"), 2, "waiting")
-        self.cloud.device_answer = {"expires_in": 0.001}
         self.done("auth", "login", "--start")
+        waiting = dict(self.stored()[self.url]["login"], expires_at=int(time.time()) - 1)
+        self.write_store({}, login=waiting)
         self.expect_failure(self.call("auth", "login", "--resume"), 4, "expired")
         self.expect_failure(self.call("auth", "login", "--resume"), 2, "waiting")
+
+    def test_a_known_user_s_project_is_the_default(self):
+        self.login("--project", "proj-beta")
+        for options in ({}, {"stdin": b"\n", "terminal": True}):
+            result = self.login("--quiet", **options)
+            self.assertEqual(self.profiles()["dev@example.com"]["project_id"], "proj-beta")
+        self.assertIn("\n*   2  Beta (proj-beta)\n", result.err)
+        self.assertIn("by number or name [proj-beta]: ", result.err)
+
+    def test_quiet_hides_the_countdown(self):
+        for flags, shown in (([], True), (["--quiet"], False)):
+            result = self.login("--project", "proj-alpha", *flags, terminal=True)
+            self.assertEqual(" left" in result.err, shown)
 
     def test_failures(self):
         self.failures((
             ("auth login --start --resume", 2, "--resume", None),
+            ("auth login -o json", 2, "-o is for --start", None),
+            ("auth login --resume -o yaml", 2, "-o is for --start", None),
             ("auth login --resume", 2, "waiting", "auth login --start"),
             ("auth login --name=-x", 2, "--name", None),
         ))
@@ -6515,6 +6869,29 @@ class AuthUse(CommandCase):
         ))
         self.assertEqual((self.stored()[self.url]["current_profile"], self.requests()), ("b", []))
 
+    def test_another_process_switches_the_environment_meanwhile(self):
+        self.with_profile()
+        self.done("environments", "add", NOWHERE, "--no-verify")
+        before = self.stored()
+
+        def switch(*_):
+            with open(self.store_path, "w") as file:
+                data = {"version": 1, "current_environment": NOWHERE, "environments": left}
+                json.dump(data, file)
+            return "main"
+
+        hear(self.cloud, LIST_PROJECTS, after=switch)
+        for words in ("auth use", "projects use proj-beta"):
+            for left, code in ((before, 0), ({NOWHERE: before[NOWHERE]}, 1)):
+                with self.subTest(words=words, code=code):
+                    self.with_profile()
+                    with unittest.mock.patch.object(llamactl.Terminal, "choose", switch):
+                        result = self.call(*words.split())
+                    self.assertEqual(result.code, code, result.err)
+                    self.assertEqual(self.stored()[NOWHERE], before[NOWHERE])
+                    self.assertEqual(len(self.stored()), 2 - code)
+        self.assertRegex(result.err, "^error: %s has no profile main" % self.url)
+
     def test_nothing_to_use(self):
         self.failures((("auth use", 4, "not logged in", "auth login"),
                        ("auth use x", 1, "x", None)))
@@ -6581,12 +6958,18 @@ class AuthLogout(CommandCase):
         self.assertEqual(self.profiles(), {})
 
     def test_a_key_that_may_still_work_is_named(self):
-        self.login("--project", "proj-alpha")
-        key_id = self.profiles()["dev@example.com"]["api_key_id"]
-        self.cloud.fault("/api/v1/api-keys/" + key_id, "status", status=500)
-        result = self.call("auth", "logout", "dev@example.com")
-        self.assertEqual((result.code, self.profiles()), (1, {}))
-        self.assertRegex(result.err, "error: .*" + key_id)
+        for command in ("auth logout dev@example.com", "auth logout --all",
+                        "environments delete " + self.url):
+            with self.subTest(command=command):
+                self.with_profile()
+                self.login("--project", "proj-alpha")
+                key_id = self.profiles()["dev@example.com"]["api_key_id"]
+                self.cloud.fault("/api/v1/api-keys/" + key_id, "status", status=500)
+                result = self.call("--quiet", *command.split())
+                self.expect_failure(result, 1, key_id, "delete the key in its web console")
+                left = self.stored().get(self.url, {"profiles": {}})["profiles"]
+                self.assertEqual(list(left), ["main"] if "@" in command else [])
+        self.assertNotIn(self.url, self.stored())
 
 
 class AuthInject(CommandCase):
@@ -6676,6 +7059,11 @@ class AuthStatus(CommandCase):
             ([], full, "environment", self.url, "LLAMA_CLOUD_BASE_URL"),
             ([], full, "project_id", "proj-beta", "LLAMA_AGENTS_PROJECT_ID"),
             (["main"], full, "profile", "main", "NAME"),
+            ([], {}, "environment", self.url, "environments use"),
+            ([], {}, "project_name", "Beta", "profile"),
+            (["--project", "third"], {}, "project_id", "third", "--project"),
+            (["--project", "third"], {}, "project_name", "-", "-"),
+            (["--project", "third"], full, "project_id", "third", "--project"),
             ([], dict(full, LLAMA_CLOUD_BASE_URL=""), "environment", OFFICIAL_URL, "default"),
             ([], dict(full, LLAMA_CLOUD_USE_PROFILE="1"), "profile", "b", "auth use"),
         )
@@ -6689,6 +7077,9 @@ class AuthStatus(CommandCase):
         self.values("--offline", code=4)
         self.with_profile()
         self.values(code=0)
+        for found in (self.values("--project", "nope"), (
+                self.with_profile(project="nope"), self.values())[1]):
+            self.assertEqual(found["credential"], ("works", "but it cannot see the project"))
         self.with_profile(key="llx-CANARY-rejected-key")
         self.values(code=4)
         self.values("--offline", code=0)
@@ -6770,6 +7161,14 @@ class AuthExec(CommandCase):
                 ("auth exec -- " + plain, 126, "plain", None),
                 ("auth exec nope -- env", 1, "nope", None),
             ))
+            with open(os.path.join(self.home, "script"), "w") as file:
+                file.write("echo no interpreter is named\n")
+            os.chmod(file.name, 0o755)
+            self.failures((
+                ("auth exec -- plain", 126, "plain: ", None),
+                ("auth exec -- script", 126, "script: ", None),
+                ("auth exec -- " + file.name, 126, "script: ", None),
+            ), env={"PATH": self.home})
             self.write_store({})
             self.failures((("auth exec -- env", 4, "not logged in", "auth login"),))
 
@@ -6814,15 +7213,16 @@ class Environments(CommandCase):
                             re.escape(stored))
                 self.assertEqual(self.rows("config")["environment"], stored)
         before = self.store_text()
+        self.expect_failure(self.call("environments", "add", ""), 2, "url is empty")
         for bad in ("llama.example", "ftp://llama.example", "file:///etc/passwd", "https://",
                     "https://u:p-CANARY@llama.example", "https://llama.example?x=1",
                     "https://llama.example/#a", "https://llama.example:99999", "https://a b",
-                    "https://llama.example:x", "javascript:alert(1)", "",
-                    "https://llama.example/?", "https://a\nb.example"):
+                    "https://llama.example:x", "javascript:alert(1)",
+                    "https://llama.example/?", "https://a\nb.example",
+                    "https://llama.example/$(id)", "https://llama.example/a;b"):
             for verb in ("get", "add", "use", "delete"):
                 with self.subTest(bad=bad, verb=verb):
-                    if bad or verb == "add":
-                        self.expect_failure(self.call("environments", verb, bad), 2, "http")
+                    self.expect_failure(self.call("environments", verb, bad), 2, "http")
         self.assertEqual((self.store_text(), self.requests()), (before, []))
 
     def test_warnings_of_an_environment(self):
@@ -6913,10 +7313,14 @@ class Projects(CommandCase):
                          [self.url, "main", "proj-beta", "Beta"])
         self.failures((
             ("projects use nope", 1, "nope.*proj-alpha.*proj-beta", None),
-            ("projects use", 2, "proj-alpha.*proj-beta", None),
+            ("projects use", 2, "with ID: proj-alpha.*proj-beta", None),
             ("projects use proj-alpha --profile nope", 1, "nope", None),
             ("projects use proj-alpha --org org-two", 1, "proj-alpha.*proj-beta", None),
         ))
+        self.assertEqual(self.profiles()["main"]["project_id"], "proj-beta")
+        asked = self.done("projects", "use", "--quiet", stdin=b"\n", terminal=True).err
+        self.assertEqual(asked, "    1  Alpha (proj-alpha)\n*   2  Beta (proj-beta)\n"
+                                "Project, by number or name [proj-beta]: ")
         self.assertEqual(self.profiles()["main"]["project_id"], "proj-beta")
         self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha", "--name", "b")
         self.done("projects", "use", "proj-alpha", "--profile", "main")
@@ -6942,6 +7346,9 @@ class Organizations(CommandCase):
         self.assertEqual(self.table("organizations", "get"), [
             ["NAME", "ORG_ID", "DEFAULT", "ACTIVE"],
             ["Org One", "org-one", "yes", "yes"], ["Org Two", "org-two", "no", "no"]])
+        self.with_profile(org_id="org-two")
+        self.assertEqual([row["active"] for row in self.rows("organizations", "get")],
+                         [False, True])
 
     def test_server_without_organizations_is_not_asked_for_them(self):
         self.with_profile()
@@ -7028,7 +7435,7 @@ class Deployments(CommandCase):
         self.failures((
             ("deployments get nope", 1, "404: Deployment nope not found .*req-", None),
             ("deployments get --project proj-zeta", 1, "403: No access to project proj-zeta", None),
-            ("deployments get ..", 1, "404", None),
+            ("deployments get ..", 1, "dots", None),
             ("deployments get -o wider", 2, "wide", None),
             ("auth get -o wide", 2, "json", None),
         ))
@@ -7063,9 +7470,7 @@ class Variables(CommandCase):
             stand_in.cloud.add_key(OTHER_KEY)
             stand_in.cloud.deployments = []
             self.servers[name] = stand_in.cloud
-        patcher = unittest.mock.patch.object(llamactl, "DEFAULT_API_URL", stand_in.url)
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(DEFAULT_API_URL=stand_in.url)
         self.full = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
                      "LLAMA_CLOUD_BASE_URL": self.servers["variable's"].base_url + "/"}
         self.forget()
@@ -7174,17 +7579,43 @@ class Variables(CommandCase):
         homeless = dict(self.full, LLAMACTL_CONFIG_DIR="", HOME="/nonexistent")
         self.done("deployments", "get", env=homeless)
 
+    def test_the_profile_that_is_not_used_is_named(self):
+        profiles = self.profiles()
+        for current, named, words in (
+                ("main", "", "profile main"), (None, "", "a stored profile"),
+                (None, "second", "profile second"), ("main", "nope", "a stored profile")):
+            with self.subTest(current=current, named=named):
+                self.write_store(profiles, current)
+                env = dict(self.full, LLAMACTL_PROFILE=named)
+                self.assertIn("LLAMA_CLOUD_API_KEY is used instead of %s; " % words,
+                              self.done("deployments", "get", env=env).err)
+        self.write_store({})
+        self.assertEqual(self.done("deployments", "get", env=self.full).err, "")
+
     def test_changes_say_that_variables_win_anyway(self):
+        make_official_store(os.path.join(self.folder, "profiles.db"))
         winning = self.without("LLAMA_CLOUD_BASE_URL")
-        for argv in ("auth use main", "projects use proj-alpha", "auth logout second",
-                     "auth token --api-key %s --project proj-beta" % KEY,
-                     "environments use " + self.url):
-            with self.subTest(argv=argv):
-                self.assertRegex(self.done(*argv.split(), env=winning).err,
-                                 "warning: .*LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE")
-                quiet = dict(winning, LLAMA_CLOUD_USE_PROFILE="1")
-                if not argv.startswith("auth logout"):
-                    self.assertNotIn("warning", self.done(*argv.split(), env=quiet).err)
+        changes = ["auth use main", "projects use proj-alpha", "auth logout second",
+                   "auth token --api-key %s --project proj-beta" % KEY,
+                   "auth login --project proj-alpha", "environments use " + self.url,
+                   "environments add " + self.url,
+                   "environments delete " + llamactl.DEFAULT_API_URL]
+        if os.path.exists(os.path.join(self.folder, "profiles.db")):
+            changes.append("auth import --from-official")
+        before = self.store_text()
+        for argv in changes:
+            for env, warning in (
+                    (winning, "warning: .*LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE"),
+                    ({"LLAMACTL_PROFILE": "main"}, "warning: LLAMACTL_PROFILE=main stands in"),
+                    (dict(winning, LLAMA_CLOUD_USE_PROFILE="1"), None)):
+                with self.subTest(argv=argv, env=sorted(env)):
+                    with open(self.store_path, "w") as file:
+                        file.write(before)
+                    result = self.done(*argv.split(), env=env)
+                    if warning:
+                        self.assertRegex(result.err, warning)
+                    elif "logout" not in argv:  # which warns of what remains
+                        self.assertNotIn("warning", result.err)
 
     def test_malformed_values(self):
         for name, value, message in (
@@ -7229,6 +7660,21 @@ class Words(CommandCase):
                 self.assertEqual(shown.err, "")
                 self.assertIn("llamactl " + command, shown.out)
                 self.assertEqual(self.done("--help", *command.split()).out, shown.out)
+                self.assertRegex(shown.out, r"(?s)\neverywhere:\n  -h, .*\n\nexamples:\n"
+                                 r"  llamactl %s.*\n\nvariables.*:\n  LLAMA" % command)
+        self.assertEqual(self.done("--version", "--help").out, self.done().out)
+
+    def test_help_groups_the_options_and_tells_of_variables_that_count(self):
+        shown = self.done("auth", "token", "-h").out
+        self.assertEqual(re.findall(r"(?m)^([a-z]+).*:$", shown)[1:], [
+            "credential", "choice", "everywhere", "examples", "variables"])
+        self.assertRegex(shown, r"(?s)credential:\n  --api-key-file .*\n\nchoice:\n  --project[ ,]")
+        self.assertIn("\n  llamactl auth token --api-key-file /run/secrets/llama --project ID\n",
+                      shown)
+        self.assertIn("\nvariables (no credential is taken from any):\n  LLAMACTL_CONFIG_DIR",
+                      shown)
+        self.assertNotIn("LLAMA_CLOUD", shown)
+        self.assertIn("LLAMA_CLOUD_API_KEY ", self.done("deployments", "get", "-h").out)
 
     def test_help_says_why_a_key_on_the_command_line_is_the_worse_way(self):
         text = " ".join(self.done("auth", "token", "-h").out.split())
@@ -7252,14 +7698,23 @@ class Words(CommandCase):
             ("auth env add https://a.example", 2, "auth env", "llamactl environments"),
             ("auth project", 2, "auth project", "llamactl projects use"),
             ("auth organizations", 2, "auth organizations", "llamactl organizations get"),
-            ("auth destroy", 2, "auth destroy", "llamactl auth logout"),
+            ("auth destroy", 2, "auth destroy", "llamactl auth logout --all"),
+            ("destroy", 2, "destroy", "llamactl auth logout --all"),
+            ("list", 2, "list", "llamactl auth get"),
+            ("switch main", 2, "switch", "llamactl auth use"),
+            ("env", 2, "env", "llamactl environments get"),
+            ("env list", 2, "env list", "llamactl environments get"),
+            ("project", 2, "project", "llamactl projects use"),
+            ("environments list", 2, "environments list", "llamactl environments get"),
+            ("deployments list", 2, "deployments list", "llamactl deployments get"),
         ))
 
     def test_commands_of_the_official_client_that_are_not_offered(self):
         for words in ("serve", "init", "init --template x", "deployments apply",
                       "deployments create", "deployments apply -f x.yml", "deployments delete x",
                       "deployments edit x", "deployments logs x", "deployments history",
-                      "deployments update x", "pkg container", "dev validate", "completion"):
+                      "deployments update x", "pkg container", "dev validate", "completion",
+                      "config destroy", "config show-db"):
             with self.subTest(words=words):
                 self.expect_failure(self.call(*words.split()), 2, "not offered")
 
@@ -7268,6 +7723,7 @@ class Words(CommandCase):
             ("auth tokn", 2, "auth tokn", "llamactl auth token"),
             ("auht login", 2, "auht", "llamactl auth login"),
             ("auth get-all", 2, "auth get-all", "llamactl"),
+            ("auth help", 2, "auth help", "llamactl auth --help"),
             ("project use", 2, "project use", "llamactl projects use"),
             ("deployment get", 2, "deployment get", "llamactl deployments get"),
             ("confg", 2, "confg", "llamactl config"),
@@ -7281,6 +7737,38 @@ class Words(CommandCase):
             ("auth get --out json", 2, "--out", "auth get --help"),
             ("--bogus", 2, "--bogus", "llamactl --help"),
         ))
+
+    def test_an_empty_value_is_none(self):
+        self.with_profile()
+        before = self.store_text()
+        for words, flags in (
+                ("auth get", [""]), ("auth use", [""]), ("auth logout", [""]),
+                ("auth status", [""]), ("auth status", ["--profile", ""]),
+                ("auth exec", ["", "--", "/nowhere"]), ("auth token", ["--api-key", ""]),
+                ("auth token", ["--api-key-file", ""]), ("auth token", ["--project", ""]),
+                ("auth login", ["--name", ""]), ("auth login", ["--org="]),
+                ("auth inject", ["--env-file", ""]), ("environments use", [""]),
+                ("environments add", [""]), ("projects use", [""]), ("projects get", ["--org", ""]),
+                ("config", ["--profile="]), ("deployments get", ["--project", ""])):
+            with self.subTest(words=words, flags=flags):
+                self.expect_failure(self.call(*words.split() + flags), 2, "is empty",
+                                    "llamactl %s --help" % words)
+        self.assertEqual(self.store_text(), before)
+
+    def test_two_profiles_are_not_named_at_once(self):
+        self.with_profile()
+        self.done("auth", "status", "main", "--profile", "main")
+        self.failures((("auth status main --profile b", 2, "NAME and --profile", None),
+                       ("auth exec main --profile b -- /nowhere", 2, "NAME and --profile", None)))
+
+    def test_options_may_stand_before_the_words(self):
+        for words, verb in llamactl.COMMANDS.items():
+            for flags, settings in verb.options:
+                for flag in flags if flags[0].startswith("-") else ():
+                    given = [flag, "config"] if "metavar" in settings else [flag]
+                    with self.subTest(words=words, flag=flag):
+                        self.assertEqual(llamactl.split_words(given + words.split()),
+                                         (words, given))
 
     def test_options_that_are_accepted_everywhere(self):
         self.with_profile()
@@ -7456,7 +7944,9 @@ class Names(CommandCase):
                 self.assertEqual(self.stored()[self.url]["current_profile"], name)
 
     def test_names_that_no_listing_could_carry(self):
-        for name in ("", " ", "-x", "a\nb", "a\x1b[2J", "\u202ea", " a"):
+        empty = self.call("auth", "token", "--api-key", KEY, "--project", "p", "--name", "")
+        self.expect_failure(empty, 2, "name is empty", "auth token --help")
+        for name in (" ", "-x", "a\nb", "a\x1b[2J", "\u202ea", " a"):
             with self.subTest(name=name):
                 result = self.call("auth", "token", "--api-key", KEY, "--project", "proj-alpha",
                                    "--name=" + name)
@@ -7572,6 +8062,25 @@ class HostileTexts(CommandCase):
         self.done("config")
         self.done("auth", "status")
 
+    def test_a_text_that_is_cut_leaves_no_part_of_an_echoed_secret(self):
+        key = "CANARY-of-a-key-in-words-that-hyphens-part"
+        self.with_profile(key=key)
+        parts = [key[start:start + 8] for start in range(len(key) - 7)]
+        for offset in range(200, 311, 3):
+            for filler in ("word " * 62, "a-b-" * 78, " " * 311):
+                echo = filler[:offset] + key + " and more" * 40
+                path = echo.replace(" ", "/")
+                for kind, options in (
+                        ("status", {"status": 400, "body": {"detail": echo}}),
+                        ("status", {"status": 400, "headers": {"x-request-id": echo}}),
+                        ("redirect", {"to": "https://evil.example/" + path}),
+                        ("redirect", {"to": "ftp://evil.example/" + path})):
+                    with self.subTest(offset=offset, filler=filler[:4], kind=kind):
+                        self.cloud.fault("*", kind, **options)
+                        result = self.call("projects", "get")
+                        self.assertEqual(1, result.code, result.err)
+                        self.assertEqual([], [part for part in parts if part in result.err])
+
 
 class Twice(CommandCase):
     """Bootstrap scripts run again: the same outcome, exit 0, nothing added."""
@@ -7661,6 +8170,21 @@ class Questions(SignalCase):
         profile = self.profiles()["llx-wxyz"]
         self.assertEqual((profile["api_key"], profile["project_id"]), (KEY, "proj-beta"))
 
+    def test_a_byte_that_is_no_text_is_asked_for_again_and_not_quoted(self):
+        shown = self.pty(["auth", "token", "--project", "proj-beta"], [
+            ("API key for", b"llx-CANARY-\xff\xfe\n"), ("API key for", KEY.encode() + b"\n")])
+        self.assertEqual((shown.code, list(self.profiles())), (0, ["llx-wxyz"]), shown.out)
+        self.assertRegex(shown.out, r"\n[^\n]*is no text; try again\n")
+        self.assertNotRegex(shown.out, "CANARY|utf|codec|ff|xff")
+
+    def test_what_a_menu_shows_is_harmless(self):
+        profile = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"}
+        self.write_store({HOSTILE: profile, "red": profile}, HOSTILE)
+        shown = self.pty(["auth", "use"], [("or name [", b"red\n")])
+        self.assertEqual((shown.code, self.current()), (0, "red"))
+        self.assertIsNone(UNSHOWN.search(shown.out), ascii(shown.out))
+        self.assertEqual(4, shown.out.count("\n"), shown.out)
+
     def test_three_tries(self):
         shown = self.pty(["auth", "token"], [("API key for", b"llx-CANARY-wrong\n")] * 3)
         self.assertEqual((shown.code, self.profiles()), (4, {}))
@@ -7730,6 +8254,11 @@ class Questions(SignalCase):
         shown = self.pty(["auth", "login"], [("left", b""), ("or name", b"2\n")])
         self.assertEqual(shown.code, 0, shown.out)
         self.assertRegex(shown.out, r"[0-9]:[0-5][0-9] left")
+        for lifetime in (600, 86400):
+            self.cloud.pending_polls, self.cloud.expires_in = 1, lifetime
+            shown = self.pty(["auth", "login", "--project", "proj-beta"], [("waiting, ", b"")])
+            lines = re.findall("\r([^\r\n]+)(?=\r)", shown.out)
+            self.assertEqual({20}, {max(map(len, lines))}, lines)  # a narrow terminal's width
         self.assertEqual(self.profiles()["dev@example.com"]["project_id"], "proj-beta")
 
     def test_login_that_is_interrupted_or_whose_terminal_hangs_up(self):
@@ -7812,6 +8341,25 @@ class Streams(SignalCase):
             with self.subTest(redirection=redirection, argv=argv):
                 self.expect(self.shell(redirection, *argv.split()), code, out, err)
 
+    def test_output_is_whole_or_an_error(self):
+        """Unbuffered, one write may take a part of it, or nothing of it where it would wait."""
+        read, full = os.pipe()
+        self.addCleanup(os.close, read)
+        self.addCleanup(os.close, full)
+        os.set_blocking(full, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(full, b"x" * 4096):
+                pass
+        for env in ({}, {"PYTHONUNBUFFERED": "1"}):
+            with self.subTest(env=env), open(os.path.join(self.home, "out"), "wb") as file:
+                self.assertEqual(self.process("--help", env=env).out, self.done("--help").out)
+                with file_size_limit(100):
+                    limited = self.spawn("--help", env=env, stdout=file)
+                for process in (limited, self.spawn("--help", env=env, stdout=full)):
+                    _, err = process.communicate(timeout=30)
+                    self.expect(self.note(process.returncode, b"", err), 1, "",
+                                r"\Aerror: standard output.*\n\Z")
+
     def test_closed_pipe_ends_quietly(self):
         self.with_profile()
         for argv, stream, code in (
@@ -7864,9 +8412,7 @@ class Browser(CommandCase):
 
     def setUp(self):
         super().setUp()
-        patcher = unittest.mock.patch.object(llamactl, "MACOS", False)
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(MACOS=False)
 
     def opened(self, env, *argv, browser="firefox", **device):
         """The addresses that a login, refused at once, gave to the browser."""
@@ -7951,7 +8497,10 @@ class StartUp(CommandCase):
         listing = "print(' '.join(sorted(sys.modules)), file=sys.stderr)\n"
         bare = self.run_python("-I", "-S", "-c", "import argparse, json, sys\n" + listing)
         self.assertEqual(bare.code, 0)
-        for line in ("auth get", "auth use main", "auth inject", "config -o yaml"):
+        lines = ("auth get", "auth use main", "auth inject", "config -o yaml", "environments get",
+                 "environments add https://a.example --no-verify", "environments use " + self.url,
+                 "environments delete https://a.example", "auth logout main")
+        for line in lines:
             with self.subTest(line=line):
                 result = self.run_python("-I", "-S", "-c", AS_MAIN + listing, PROGRAM,
                                          "--quiet", *line.split())
@@ -7978,6 +8527,9 @@ class StartUp(CommandCase):
         self.url = "https://127.0.0.1:1"
         missing = "import sys\nfor name in sys.argv.pop(1).split(','): sys.modules[name] = None\n"
         run = missing + AS_MAIN + "sys.exit(status)\n"
+        for names in ("fcntl", "sqlite3,_sqlite3", "readline"):  # one by one, then all together
+            self.expect(self.run_python("-c", run, names, PROGRAM, "auth", "use", "main"), 0, "", "main")
+            self.expect(self.run_python("-c", run, names, PROGRAM, "projects", "get"), 0, None)
         names = "fcntl,_ssl,ssl,sqlite3,_sqlite3,readline"
         for line, code, message in (
                 ("auth get", 0, ""), ("projects get", 0, ""),
@@ -8017,12 +8569,7 @@ class OtherSystems(CommandCase):
 
     def setUp(self):
         super().setUp()
-        self.patch(llamactl, "WINDOWS", True)
-
-    def patch(self, owner, name, value):
-        patcher = unittest.mock.patch.object(owner, name, value)
-        patcher.start()
-        self.addCleanup(patcher.stop)
+        self.patch(WINDOWS=True)
 
     def test_exec_waits_and_passes_the_code_on(self):
         self.with_profile()
@@ -8044,9 +8591,9 @@ class OtherSystems(CommandCase):
                 raise refusals.pop()
             replace(source, target)
 
-        self.patch(os, "replace", stubborn)
-        self.patch(llamactl, "LOCK_PAUSE", 0.0)
-        self.done("auth", "logout", "main")
+        self.patch(LOCK_PAUSE=0.0)
+        with unittest.mock.patch.object(os, "replace", stubborn):
+            self.done("auth", "logout", "main")
         self.assertEqual((self.profiles(), refusals), ({}, []))
 
     def test_the_store_needs_nothing_of_posix(self):
@@ -8065,7 +8612,7 @@ class OtherSystems(CommandCase):
                 patcher.start()
                 self.addCleanup(patcher.stop)
                 delattr(os, name)
-        self.patch(llamactl, "LOCK_PAUSE", 0.0)
+        self.patch(LOCK_PAUSE=0.0)
         with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
             self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
             self.done("auth", "inject", "--env-file", os.path.join(self.home, "win.env"))
@@ -8076,7 +8623,7 @@ class OtherSystems(CommandCase):
     def test_a_lock_that_a_live_process_holds_is_named(self):
         fake = types.SimpleNamespace(
             locking=unittest.mock.Mock(side_effect=OSError(errno.EACCES, "busy")), LK_NBLCK=2)
-        self.patch(llamactl, "LOCK_TIMEOUT", 0.05)
+        self.patch(LOCK_TIMEOUT=0.05)
         with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
             self.expect_failure(self.call("auth", "use", "x"), 1, "profiles.json")
 
@@ -8109,10 +8656,16 @@ def console_blocks(text):
 
 
 def as_pattern(lines):
-    """Lines of a README as a regular expression: `...` is anything, widths do not matter."""
-    words = [r"\s+".join(r"\S*".join(map(re.escape, word.split("..."))) for word in line.split())
-             for line in lines]
-    return r"\s*" + r"\s+".join(filter(None, words)) + r"\s*\Z"
+    """Lines of a README as a regular expression, in which `...` is anything."""
+    return "".join(r"\S*".join(map(re.escape, line.split("..."))) + "\n" for line in lines) + r"\Z"
+
+
+def stand_in_on_a_port_as_wide():
+    """The sandbox's stand-in on a port of four digits, so that tables are as wide as shown."""
+    for port in random.sample(range(8001, 9999), 50):
+        with contextlib.suppress(OSError):
+            return StandIn(sandbox_cloud(), port=port).start()
+    raise AssertionError("no free port")
 
 
 class Readme(Case):
@@ -8128,7 +8681,7 @@ class Readme(Case):
 
     def sandbox(self):
         """The stand-in as `sandbox` sets it up, and a shell's environment with `llamactl`."""
-        stand_in = StandIn(sandbox_cloud()).start()
+        stand_in = stand_in_on_a_port_as_wide()
         self.addCleanup(stand_in.stop)
         tools = os.path.join(self.home, "bin")
         os.mkdir(tools)
@@ -8156,10 +8709,12 @@ class Readme(Case):
                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
                     shown = shell.communicate(timeout=30)[0].decode("utf-8")
                     self.assertRegex(shown, as_pattern(lines))
+                    failed = any(line.startswith("error: ") for line in lines)
+                    self.assertEqual(shell.returncode != 0, failed)
 
     def test_the_first_commands_are_the_demo_and_the_tests(self):
         screen = "\n".join(self.text.splitlines()[:60])
-        for command in ("python3 test_llamactl.py demo", "python3 test_llamactl.py\n"):
+        for command in ("python3 test_llamactl.py demo", "python3 test_llamactl.py           # all tests"):
             self.assertIn(command, screen)
 
     def test_it_is_no_longer_than_the_house_allows(self):
@@ -8174,6 +8729,13 @@ class Readme(Case):
                          "LLAMA_CLOUD_USE_PROFILE", "LLAMACTL_PROFILE", "LLAMACTL_CONFIG_DIR"):
             self.assertTrue(variable in self.text, variable)
         self.assertTrue("/v%s/" % llamactl.__version__ in self.text, "the pinned tag")
+
+    def test_the_table_of_attacks_counts_rightly(self):
+        rows = dict(re.findall(r"(?m)^\| ([^|:]+)[^|]*\| ([^|]+) \|", self.text))
+        cases = len(ENDPOINTS) * (len(FAST_FAULTS) + len(SLOW_FAULTS) + 1)  # 1: https to http
+        self.assertEqual(rows["network"], "%d" % cases)
+        documents = sum(1 for _ in yaml_samples())
+        self.assertEqual(rows["YAML"], "{:,} documents".format(documents))
 
     def test_the_checksum_is_this_file_s(self):
         import hashlib
@@ -8193,7 +8755,33 @@ class Demo(Case):
         for words in ("auth login", "auth get", "projects use", "auth inject", "auth logout",
                       "auth exec", "auth status", "auth login --resume", "python3 - auth token"):
             self.assertIn("$ llamactl " + words if words[0] != "p" else words, shown)
-        self.assertLess(time.monotonic() - started, 40)
+        slow = platform.python_implementation() != "CPython"  # 22 starts of it take longer
+        self.assertLess(time.monotonic() - started, 40 if slow else 10)
+
+
+class Sandbox(Case):
+    def test_it_says_what_to_type_and_that_works(self):
+        sandbox = subprocess.Popen(
+            [sys.executable, "-u", os.path.abspath(__file__), "sandbox"], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env=dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM, TMPDIR=self.home))
+        try:
+            said = ""
+            while "llamactl auth login" not in said:
+                line = sandbox.stdout.readline().decode("utf-8")
+                self.assertTrue(line, said)
+                said += line
+            script = "\n".join(re.findall("(?m)^  (.*)$", said)).replace("alias llamactl=", "run=")
+            script = script.replace("\nllamactl", "\n$run") + " --project proj-alpha"
+            shell = subprocess.Popen(["sh", "-e", "-c", script], env=self.env, cwd=self.home,
+                                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            shown = shell.communicate(timeout=30)[0].decode("utf-8")
+        finally:
+            sandbox.send_signal(signal.SIGINT)
+            sandbox.stdout.read()
+            sandbox.stdout.close()
+            sandbox.wait(10)
+        self.assertEqual(shell.returncode, 0, shown)
+        self.assertIn("logged in as dev@example.com", shown)
 
 
 # ==================================================================================================
@@ -8342,6 +8930,8 @@ Ctrl-C ends it and deletes that folder.""" % (stand_in.url, home, PROGRAM, stand
 class Bench:
     """Whole processes, timed in turn with the floor that they stand on."""
 
+    over = 0  # rows that missed their limit
+
     def __init__(self, home):
         self.home = home
         self.env = {"HOME": home, "PATH": os.environ.get("PATH", "")}
@@ -8383,6 +8973,7 @@ class Bench:
 
     def row(self, what, floor, mine, limit, unit="x"):
         verdict = "" if limit is None else "ok" if mine <= limit else "OVER"
+        Bench.over += verdict == "OVER"
         print("%-52s %8s %9.2f%s %8s  %s" % (
             what, floor, mine, unit, "" if limit is None else "%.2f" % limit, verdict), flush=True)
 
@@ -8424,7 +9015,7 @@ def bench():
             bench_crowd(Bench(home), stand_in)
     finally:
         remove_tree(home)
-    return 0
+    return 1 if Bench.over else 0
 
 
 def bench_start_up(bench):
