@@ -52,7 +52,6 @@ import warnings
 import webbrowser
 
 
-
 # ---------------------------------------------------------------------------------------
 # Keys and ID tokens. For tests only: everything in this part is public knowledge.
 # ---------------------------------------------------------------------------------------
@@ -1274,6 +1273,115 @@ def remove_tree(folder):
     shutil.rmtree(folder, ignore_errors=True)
 
 
+LIST_PROJECTS = "/api/v1beta1/deployments/list-projects"
+DEPLOYMENTS_PATH = "/api/v1beta1/deployments"
+VERSION_ENDPOINT = "/api/v1beta1/deployments-public/version"
+OFFICIAL_URL = "https://api.cloud.llamaindex.ai"
+NOWHERE = "http://127.0.0.1:1"  # nothing listens there, and no name must be looked up
+# what would move a cursor, ring a bell, set a title, forge a row or turn the text around
+HOSTILE = "a\x1b[2J\x1b]0;x\x07\nFORGED  row\r\u202e\u2066\u200b\u2028\x9b31m\x00\tz"
+UNSHOWN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
+# runs the program as the main one, after what stands in front of it
+AS_MAIN = (
+    "import sys\n"
+    "sys.argv = sys.argv[1:]\n"
+    "with open(sys.argv[0], encoding='utf-8') as file:\n"
+    "    code = compile(file.read(), sys.argv[0], 'exec')\n"
+    "try:\n"
+    "    exec(code, {'__name__': '__main__', '__file__': sys.argv[0]})\n"
+    "except SystemExit as end:\n"
+    "    status = end.code\n"
+)
+
+
+class CommandCase(Case):
+    """A stand-in, no profile yet, and short ways to say what a command must answer."""
+
+    def setUp(self):
+        super().setUp()
+        self.cloud = self.cloud_server()
+
+    def expect(self, result, code, out="", err=""):
+        """OUT is the whole of stdout, None any; ERR is searched for in stderr, '' is none."""
+        self.assertEqual(result.code, code, result.err)
+        if out is not None:
+            self.assertEqual(result.out, out)
+        if err:
+            self.assertRegex(result.err, err)
+        else:
+            self.assertEqual(result.err, "")
+
+    def expect_failure(self, result, code, message, hint=None):
+        """One line that says what and why, then HINT if that is the next command; no data."""
+        lines = [line for line in result.err.splitlines() if not line.startswith("warning: ")]
+        self.assertEqual((result.code, result.out), (code, ""), result.err)
+        self.assertTrue(lines and lines[0].startswith("error: "), result.err)
+        self.assertRegex(lines[0], message)
+        hints = lines[1:]
+        self.assertLessEqual(len(hints), 1, result.err)
+        if hint is not None:
+            self.assertRegex("".join(hints), "^hint: .*" + re.escape(hint))
+
+    def failures(self, table, **options):
+        for argv, code, message, hint in table:
+            with self.subTest(argv=argv):
+                self.expect_failure(self.call(*argv.split(), **options), code, message, hint)
+
+    def done(self, *argv, **options):
+        result = self.call(*argv, **options)
+        self.assertEqual(result.code, 0, result.err)
+        return result
+
+    def rows(self, *argv, **options):
+        """The JSON value, after proof that YAML, in any letter case, says the same."""
+        value = json.loads(self.done(*argv + ("-o", "json"), **options).out,
+                           object_pairs_hook=collections.OrderedDict)
+        for kind in ("JSON", "Json"):
+            again = self.done(*argv + ("-o", kind), **options).out
+            self.assertEqual(json.loads(again), value)
+        for kind in ("yaml", "YAML", "--output=Yaml"):
+            flags = (kind,) if kind.startswith("-") else ("-o", kind)
+            self.assertEqual(self.done(*argv + flags, **options).out, llamactl.yaml_text(value))
+        return value
+
+    def table(self, *argv, **options):
+        """The cells of a text table; no command colours or truncates."""
+        text = self.done(*argv, **options).out
+        self.assertEqual(self.done(*argv + ("-o", "TEXT"), **options).out, text)
+        self.assertNotIn("\x1b", text)
+        return [re.split(" {2,}", line) for line in text.splitlines()]
+
+    def login(self, *argv, **options):
+        options.setdefault("code", 0)
+        code = options.pop("code")
+        result = self.call("auth", "login", "--no-browser", *argv, **options)
+        self.assertEqual(result.code, code, result.err)
+        return result
+
+    def requests(self):
+        return [(request.method, request.path) for request in self.cloud.requests]
+
+    def store_text(self):
+        with open(self.store_path) as file:
+            return file.read()
+
+    def key_file(self, content):
+        path = os.path.join(self.home, "key.txt")
+        with open(path, "wb") as file:
+            file.write(content)
+        return path
+
+
+def fields(value):
+    return list(value[0] if isinstance(value, list) else value)
+
+
+def bearers(requests):
+    return {request.headers.get("authorization", "none").split()[-1] for request in requests}
+
+
 # ==================================================================================================
 # the house: its rooms, who owns what, its size
 # ==================================================================================================
@@ -1329,6 +1437,13 @@ class House(unittest.TestCase):
 
     def test_rooms_stand_in_order(self):
         self.assertEqual(["front door"] + [name for _, name in self.banners], list(ROOMS))
+
+    def test_the_tests_stand_in_the_order_of_the_rooms(self):
+        with open(os.path.abspath(__file__), encoding="utf-8") as file:
+            banners = re.findall("(?m)^# [-=]+\n# ([a-z ]+): ", file.read())
+        rooms = [room for room in banners if room in ROOMS]
+        self.assertGreater(len(set(rooms)), 8)
+        self.assertEqual(rooms, sorted(rooms, key=list(ROOMS).index))
 
     def test_size(self):
         self.assertLessEqual(len(self.lines), 2200)
@@ -1462,8 +1577,118 @@ class House(unittest.TestCase):
         self.assertRegex(text, '(?m)^name = "llamactl-')
 
 
+# ==================================================================================================
+# front door: start-up, everywhere
+# ==================================================================================================
+
+
+class StartUp(CommandCase):
+
+    def run_python(self, *argv, stdin=None, env=()):
+        process = subprocess.Popen(
+            [sys.executable] + list(argv), env=dict(self.env, **dict(env)), cwd=self.home,
+            stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate(timeout=30)
+        return self.note(process.returncode, out, err)
+
+    def test_ways_to_start_it(self):
+        self.with_profile()
+        renamed = os.path.join(self.home, "my tool")
+        shutil.copy(PROGRAM, renamed)
+        module = os.path.join(self.home, "llamactl.py")
+        shutil.copy(PROGRAM, module)
+        os.chmod(module, 0o755)
+        expected = self.done("auth", "get").out
+        for argv in ([PROGRAM], ["-m", "llamactl"], ["-I", "-S", "-O", PROGRAM], [renamed],
+                     ["-W", "error", PROGRAM]):
+            with self.subTest(argv=argv[:-1]):
+                self.expect(self.run_python(*argv + ["auth", "get"]), 0, expected)
+        with open(PROGRAM, "rb") as program:
+            self.expect(self.run_python("-", "auth", "get", stdin=program), 0, expected)
+        with open(PROGRAM, "rb") as program:
+            result = self.run_python(stdin=program)
+        self.assertEqual((result.code, result.out), (0, self.done().out))
+        with open(PROGRAM, "rb") as program:
+            self.assertEqual(program.readline(), b"#!/usr/bin/env python3\n")
+
+    def test_local_commands_import_next_to_nothing(self):
+        self.with_profile()
+        heavy = {"urllib", "ssl", "http", "email", "getpass", "webbrowser", "hashlib",
+                 "subprocess", "tempfile", "shutil", "sqlite3", "typing", "dataclasses", "inspect",
+                 "socket"}
+        listing = "print(' '.join(sorted(sys.modules)), file=sys.stderr)\n"
+        bare = self.run_python("-I", "-S", "-c", "import argparse, json, sys\n" + listing)
+        self.assertEqual(bare.code, 0)
+        lines = ("auth get", "auth use main", "auth inject", "config -o yaml", "environments get",
+                 "environments add https://a.example --no-verify", "environments use " + self.url,
+                 "environments delete https://a.example", "auth logout main")
+        for line in lines:
+            with self.subTest(line=line):
+                result = self.run_python("-I", "-S", "-c", AS_MAIN + listing, PROGRAM,
+                                         "--quiet", *line.split())
+                self.assertEqual(result.code, 0)
+                modules = set(result.err.split()) - set(bare.err.split())
+                self.assertIn("json", result.err.split())
+                self.assertEqual(heavy & {name.partition(".")[0] for name in modules}, set())
+
+    def test_python_2_reads_a_sentence(self):
+        with open(PROGRAM, encoding="utf-8") as file:
+            source = file.read()
+        first = ast.parse(source).body[1]
+        self.assertIsInstance(first, ast.AnnAssign)  # which Python 2 and 3.5 cannot parse
+        sentence = source.splitlines()[first.lineno - 1]
+        self.assertIn("needs Python 3.6 or newer", sentence)
+        for python in python_2():
+            shown = subprocess.Popen([python, PROGRAM, "auth", "get"], env=self.env,
+                                     stderr=subprocess.PIPE).communicate()[1].decode()
+            self.assertIn(sentence, shown)
+
+    def test_missing_modules(self):
+        """What a self-compiled or stripped Python may lack."""
+        self.with_profile()
+        self.url = "https://127.0.0.1:1"
+        missing = "import sys\nfor name in sys.argv.pop(1).split(','): sys.modules[name] = None\n"
+        run = missing + AS_MAIN + "sys.exit(status)\n"
+        for names in ("fcntl", "sqlite3,_sqlite3", "readline"):  # one by one, then all together
+            used = self.run_python("-c", run, names, PROGRAM, "auth", "use", "main")
+            self.expect(used, 0, "", "main")
+            self.expect(self.run_python("-c", run, names, PROGRAM, "projects", "get"), 0, None)
+        names = "fcntl,_ssl,ssl,sqlite3,_sqlite3,readline"
+        for line, code, message in (
+                ("auth get", 0, ""), ("projects get", 0, ""),
+                ("environments add https://127.0.0.1:1 --no-verify", 0, "https"),
+                ("auth token --api-key %s --project p" % KEY, 1, "^error: .*no ssl module.*\n$"),
+                ("auth status --offline", 4, ""),
+                ("auth import --from-official", 1, "^error: .*sqlite3.*\n$")):
+            with self.subTest(line=line):
+                result = self.run_python("-c", run, names, PROGRAM, *line.split())
+                self.expect(result, code, None, message)
+
+    def test_nothing_below_the_folder_is_made_elsewhere(self):
+        self.assertEqual(self.run_python(PROGRAM, "auth", "get", env={
+            "LLAMACTL_CONFIG_DIR": "", "HOME": self.home}).code, 0)
+        self.assertEqual(os.listdir(self.home), ["conf"])
+
+
+def python_2():
+    """The Python 2.7 of this machine, if there is one that runs."""
+    found = [os.path.join(folder, "python2.7")
+             for folder in os.environ.get("PATH", "").split(os.pathsep)]
+    root = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
+    versions = os.path.join(root, "versions")
+    if os.path.isdir(versions):
+        found += [os.path.join(versions, name, "bin", "python2.7")
+                  for name in sorted(os.listdir(versions)) if name.startswith("2.7")]
+    for path in found:
+        if os.access(path, os.X_OK):
+            with open(os.devnull, "w") as nowhere:
+                if subprocess.call([path, "-c", ""], stdout=nowhere, stderr=nowhere) == 0:
+                    return [path]
+    return []
+
+
 # --------------------------------------------------------------------------------------------------
-# .env: independent readers, written from the rules of each program and not from llamactl.py
+# formats: .env: independent readers, written from the rules of each program alone
 # --------------------------------------------------------------------------------------------------
 
 ENV_NAMES = ("LLAMA_CLOUD_API_KEY", "LLAMA_CLOUD_BASE_URL", "LLAMA_AGENTS_PROJECT_ID")
@@ -1668,7 +1893,7 @@ def with_env_probe(text):
 
 
 # --------------------------------------------------------------------------------------------------
-# .env: the generator. Each piece brings what must stand there afterwards, so that the expected file
+# formats: .env: the generator. Each piece brings what must stand there afterwards, so that the expected file
 # is put together and never computed from the generated one.
 # --------------------------------------------------------------------------------------------------
 
@@ -2055,238 +2280,8 @@ class EnvValues(unittest.TestCase):
             self.assertEqual((value, []), tuple(llamactl.env_value(value)))
 
 
-class EnvFile(Case):
-    """`auth inject`: what happens to the file."""
-
-    def setUp(self):
-        super().setUp()
-        self.url = "https://api.example.test"
-        self.with_profile()
-        self.path = os.path.join(self.home, "app.env")
-        self.lines = ["LLAMA_CLOUD_API_KEY=" + KEY, "LLAMA_CLOUD_BASE_URL=" + self.url,
-                      "LLAMA_AGENTS_PROJECT_ID=proj-alpha"]
-        self.text = "\n".join(self.lines) + "\n"
-
-    def inject(self, *argv, code=0, path=None, **options):
-        result = self.call("auth", "inject", "--env-file", path or self.path, *argv, **options)
-        self.assertEqual(code, result.code, result.err)
-        if code:
-            self.assertTrue(result.err.startswith("error: "), result.err)
-            self.assertLessEqual(result.err.count("\n"), 2)
-        if not options.get("sings"):
-            self.assertEqual("", result.out)
-        return result
-
-    def write(self, content, mode=0o600, path=None):
-        path = path or self.path
-        with open(path, "wb") as file:
-            file.write(content)
-        os.chmod(path, mode)
-        os.utime(path, ns=(10 ** 18, 10 ** 18))
-        return path
-
-    def read(self, path=None):
-        with open(path or self.path, "rb") as file:
-            return file.read()
-
-    def mode(self, path=None):
-        return stat.S_IMODE(os.stat(path or self.path).st_mode)
-
-    def test_a_new_file_is_private_whatever_the_umask(self):
-        for umask in (0o000, 0o022, 0o077):
-            with self.subTest(umask=umask):
-                path = os.path.join(self.home, "%o.env" % umask)
-                before = os.umask(umask)
-                try:
-                    result = self.inject(path=path)
-                finally:
-                    os.umask(before)
-                self.assertEqual(0o600, self.mode(path))
-                self.assertEqual(sorted(self.lines), sorted(self.read(path).decode().split()))
-                self.assertNotIn("warning", result.err)
-
-    def test_the_mode_is_kept_and_one_that_lets_others_read_is_warned_about(self):
-        for mode, warned in ((0o600, False), (0o400, False), (0o700, False), (0o640, True),
-                             (0o644, True), (0o604, True), (0o444, True), (0o666, True)):
-            with self.subTest(mode=oct(mode)):
-                self.write(b"A=1\n", mode)
-                result = self.inject()
-                self.assertEqual(mode, self.mode())
-                self.assertEqual(("A=1\n" + self.text).encode(), self.read())
-                self.assertEqual(warned, "warning" in result.err, result.err)
-                if warned:
-                    self.assertIn("app.env", result.err)
-
-    def test_bytes_survive(self):
-        for before in (b"\xef\xbb\xbfA=\xc3\xa4\r\n", b"A=1\r\n\r\n# c", b"A=\x00\x1b\x7f\r\n"):
-            with self.subTest(before=before):
-                self.write(before)
-                self.inject()
-                self.assertTrue(self.read().startswith(before))
-                self.assertEqual(len(before.splitlines()) + 3, self.read().count(b"\r\n")
-                                 + (not before.endswith(b"\n")))
-
-    def test_it_is_written_whole_by_a_rename(self):
-        self.write(b"A=1\n")
-        other = os.path.join(self.home, "other.env")
-        os.link(self.path, other)
-        self.inject()
-        self.assertEqual(b"A=1\n", self.read(other))
-        self.assertEqual(("A=1\n" + self.text).encode(), self.read())
-        self.assertEqual({"app.env", "other.env", "conf"}, set(os.listdir(self.home)))
-
-    def test_nothing_changes_nothing_is_touched(self):
-        self.write(b"# mine\r\nA='1")
-        self.inject()
-        content = self.read()
-        os.utime(self.path, ns=(10 ** 18, 10 ** 18))
-        before = os.stat(self.path)
-        folder = os.stat(self.home)
-        self.inject()
-        after = os.stat(self.path)
-        self.assertEqual((before.st_ino, before.st_mtime_ns, before.st_ctime_ns),
-                         (after.st_ino, after.st_mtime_ns, after.st_ctime_ns))
-        self.assertEqual(folder.st_mtime_ns, os.stat(self.home).st_mtime_ns)
-        self.assertEqual(content, self.read())
-
-    def test_a_symlink_is_followed_and_kept(self):
-        os.mkdir(os.path.join(self.home, "real"))
-        target = self.write(b"A=1\n", path=os.path.join(self.home, "real", "target.env"))
-        middle = os.path.join(self.home, "middle.env")
-        os.symlink(os.path.join("real", "target.env"), middle)
-        os.symlink("middle.env", self.path)
-        self.inject()
-        self.assertEqual("middle.env", os.readlink(self.path))
-        self.assertEqual(os.path.join("real", "target.env"), os.readlink(middle))
-        self.assertEqual(("A=1\n" + self.text).encode(), self.read(target))
-        self.assertEqual(["target.env"], os.listdir(os.path.join(self.home, "real")))
-
-    def test_a_symlink_to_nothing_gets_its_target(self):
-        os.symlink(os.path.join("missing", "target.env"), self.path)
-        self.inject()
-        self.assertTrue(os.path.islink(self.path))
-        target = os.path.join(self.home, "missing", "target.env")
-        self.assertEqual(self.text.encode(), self.read(target))
-        self.assertEqual(0o600, self.mode(target))
-
-    def test_missing_parents_are_made(self):
-        path = os.path.join(self.home, "a", "b c", "new.env")
-        self.inject(path=path)
-        self.assertEqual(self.text.encode(), self.read(path))
-
-    def test_the_default_is_dot_env_here(self):
-        result = self.process("auth", "inject")
-        self.assertEqual((0, ""), (result.code, result.out), result.err)
-        self.assertEqual(self.text.encode(), self.read(os.path.join(self.home, ".env")))
-
-    def test_what_is_no_regular_file_is_refused(self):
-        # never a device of the system here: run as root, a broken program would replace it
-        folder, loop, door = (
-            os.path.join(self.home, name) for name in ("folder.env", "loop.env", "door.env"))
-        file = self.write(b"A=1\n")
-        os.mkdir(folder)
-        os.symlink("loop.env", loop)
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(door)
-        for path in (folder, loop, door, os.path.join(file, "x.env")):
-            with self.subTest(path=path):
-                result = self.inject(code=1, path=path)
-                self.assertIn(os.path.basename(path), result.err)
-        self.assertEqual([], os.listdir(folder))
-        self.assertTrue(stat.S_ISSOCK(os.stat(door).st_mode))
-        self.assertEqual(b"A=1\n", self.read())
-
-    def test_a_fifo_is_refused_and_not_waited_for(self):
-        os.mkfifo(self.path)
-        result = self.process("auth", "inject", "--env-file", self.path, timeout=10)
-        self.assertEqual((1, ""), (result.code, result.out))
-        self.assertRegex(result.err, r"\Aerror: .*app\.env.*\n\Z")
-        self.assertTrue(stat.S_ISFIFO(os.stat(self.path).st_mode))
-
-    def test_what_is_not_utf_8_is_refused_and_left(self):
-        for content in (b"A=\xff\n", b"\xff\xfeA\x00=\x00", b"A=\xed\xa0\x80\n", b"A=1\n\xc3"):
-            with self.subTest(content=content):
-                self.write(content)
-                inode = os.stat(self.path).st_ino
-                result = self.inject(code=1)
-                self.assertIn("UTF-8", result.err)
-                self.assertIn("app.env", result.err)
-                self.assertEqual((content, inode, 10 ** 18), (
-                    self.read(), os.stat(self.path).st_ino, os.stat(self.path).st_mtime_ns))
-
-    def test_in_place_only_where_a_rename_cannot_be(self):
-        for number in (errno.EBUSY, errno.EXDEV):
-            with self.subTest(errno=errno.errorcode[number]):
-                # longer than what replaces it: nothing of it may stick out behind
-                self.write(b"LLAMA_CLOUD_API_KEY='" + b"long" * 99 + b"'\n", 0o640)
-                inode = os.stat(self.path).st_ino
-                with unittest.mock.patch("os.replace", side_effect=OSError(number, "no rename")):
-                    result = self.inject()
-                self.assertEqual(self.text.encode(), self.read())
-                self.assertEqual((inode, 0o640), (os.stat(self.path).st_ino, self.mode()))
-                self.assertRegex(result.err, "warning: .*app.env.*crash")
-                self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
-
-    def test_a_rename_that_fails_for_another_reason_loses_nothing(self):
-        self.write(b"A=1\n")
-        with unittest.mock.patch("os.replace", side_effect=OSError(errno.ENOSPC, "disk full")):
-            result = self.inject(code=1)
-        self.assertIn("app.env", result.err)
-        self.assertEqual(b"A=1\n", self.read())
-        self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
-
-    def test_a_full_disk_tears_nothing_that_is_written_in_place(self):
-        before = b"# mine\n" * 30
-        for room in (0, 1, 50, len(self.text) - 1):
-            with self.subTest(room=room):
-                inode = os.stat(self.write(before)).st_ino
-                with opening_fails(lambda path, _: path.endswith("-lock"), errno.EACCES):
-                    with file_size_limit(len(before) + room):
-                        result = self.call("auth", "inject", "--env-file", self.path)
-                self.assertEqual(1, result.code)
-                self.assertRegex(result.err, "warning: .*crash.*\nerror: .*app.env")
-                self.assertEqual((before, inode), (self.read(), os.stat(self.path).st_ino))
-
-    def test_a_name_that_the_system_cannot_encode_is_refused(self):
-        self.assertIn("cannot be written", self.inject(code=1, path="\ud800.env").err)
-
-    def test_a_value_that_needs_quotes_gets_them_and_a_warning(self):
-        for key, named in (("llx-CANARY$0123456789", ("docker",)),
-                           ("llx-CANARY-it's-${A}-0123", ("docker", "python-dotenv"))):
-            with self.subTest(key=key):
-                self.with_profile(key=key)
-                result = self.inject()
-                for name in named:
-                    self.assertRegex(result.err, "warning: LLAMA_CLOUD_API_KEY .*" + name)
-                self.assertEqual(len(named) == 2, "python-dotenv" in result.err)
-                known = read_by_shells([self.read().decode()])[0]
-                self.assertEqual(key, known["LLAMA_CLOUD_API_KEY"])
-                self.assertNotIn("warning", self.inject(env={"X": "1"}).err.replace(
-                    "warning: LLAMA_CLOUD_API_KEY", ""))
-
-    def test_a_dash_prints_the_lines(self):
-        result = self.inject(path="-", sings=True)
-        self.assertEqual(sorted(self.lines), sorted(result.out.splitlines()))
-        self.assertTrue(result.out.endswith("\n"))
-        self.assertFalse(os.path.exists("-"))
-
-    def test_without_a_credential_no_file_is_made(self):
-        none = {"auth_type": "none", "api_key": None}
-        for profiles, code, hint in (
-            ((), 4, "llamactl auth "),
-            ((none,), 4, "llamactl auth "),
-            (({"project_id": None},), 2, "llamactl projects use"),
-        ):
-            with self.subTest(profiles=profiles):
-                self.write_store({})
-                for extra in profiles:
-                    self.with_profile(**extra)
-                self.assertIn("hint: " + hint, self.inject(code=code).err)
-                self.assertFalse(os.path.exists(self.path))
-
-
 # --------------------------------------------------------------------------------------------------
-# JSON and YAML
+# formats: JSON and YAML
 # --------------------------------------------------------------------------------------------------
 
 YAML_ESCAPES = {'"': '"', "\\": "\\", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
@@ -2580,7 +2575,7 @@ class Documents(Case):
 
 
 # --------------------------------------------------------------------------------------------------
-# tables, clean(), masked(), URLs, names
+# formats: tables, clean(), masked(), URLs, names
 # --------------------------------------------------------------------------------------------------
 
 
@@ -2806,6 +2801,352 @@ except ImportError:
 MODULE = os.path.splitext(os.path.basename(os.path.abspath(__file__)))[0]
 DEFAULT_URL = "https://api.cloud.llamaindex.ai"
 STORE_FILES = ["profiles.json", "profiles.json.lock"]
+
+
+# ==================================================================================================
+# terminal: real pseudo-terminals, real streams, real signals
+# ==================================================================================================
+
+
+class SignalCase(CommandCase):
+    """Children must not inherit signals that whoever started the tests ignores."""
+
+    def setUp(self):
+        super().setUp()
+        for number, action in ((signal.SIGINT, signal.default_int_handler),
+                               (signal.SIGHUP, signal.SIG_DFL)):
+            self.addCleanup(signal.signal, number, signal.signal(number, action))
+
+    def two_profiles(self):
+        self.write_store({
+            "blue": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
+            "blue-2": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
+            "red": {"auth_type": "token", "api_key": KEY, "project_id": "proj-beta"}}, "blue")
+
+    def current(self):
+        return self.stored()[self.url]["current_profile"]
+
+    def interrupted(self, argv, prompt, typed):
+        """Type at PROMPT, and see that the program leaves the terminal as it found it."""
+        screen = Screen([sys.executable, PROGRAM] + argv, self.env, self.home)
+        try:
+            before = termios.tcgetattr(screen.master)
+            screen.wait_for(prompt, 15)
+            screen.type(typed)
+            try:
+                code = screen.finish(5)
+            except subprocess.TimeoutExpired:
+                # Python sees a signal that comes just before a read with the next one only
+                screen.type(typed)
+                code = screen.finish(15)
+            self.assertEqual(termios.tcgetattr(screen.master), before)
+        finally:
+            screen.close()
+        self.note(code, b"", bytes(screen.seen))
+        self.assertEqual(code, 130, bytes(screen.seen))
+        return bytes(screen.seen).decode()
+
+
+class Questions(SignalCase):
+
+    def test_key_is_typed_hidden_and_project_picked(self):
+        self.cloud.projects[0]["project_name"] = "Al\x1b[2Jpha\u202e"
+        shown = self.pty(["auth", "token"], [
+            ("API key for", b"llx-CANARY-a-wrong-one\n"), ("API key for", b"llx-CANARY bad\n"),
+            ("API key for", b"  %s \n" % KEY.encode()),
+            ("or name", b"9\n"), ("or name", b"\n"), ("or name", b"proj\n"),
+            ("or name", b"BET\n")])
+        self.assertEqual(shown.code, 0)
+        self.assertNotIn("\x1b", shown.out)
+        self.assertNotIn("\u202e", shown.out)
+        self.assertNotIn("llx-", shown.out.replace("llx-wxyz", ""))
+        self.assertRegex(shown.out, r"1 .*Al.*pha.*proj-alpha.*\n.*2 .*Beta.*proj-beta")
+        profile = self.profiles()["llx-wxyz"]
+        self.assertEqual((profile["api_key"], profile["project_id"]), (KEY, "proj-beta"))
+
+    def test_a_byte_that_is_no_text_is_asked_for_again_and_not_quoted(self):
+        shown = self.pty(["auth", "token", "--project", "proj-beta"], [
+            ("API key for", b"llx-CANARY-\xff\xfe\n"), ("API key for", KEY.encode() + b"\n")])
+        self.assertEqual((shown.code, list(self.profiles())), (0, ["llx-wxyz"]), shown.out)
+        self.assertRegex(shown.out, r"\n[^\n]*is no text; try again\n")
+        self.assertNotRegex(shown.out, "CANARY|utf|codec|ff|xff")
+
+    def test_what_a_menu_shows_is_harmless(self):
+        profile = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"}
+        self.write_store({HOSTILE: profile, "red": profile}, HOSTILE)
+        shown = self.pty(["auth", "use"], [("or name [", b"red\n")])
+        self.assertEqual((shown.code, self.current()), (0, "red"))
+        self.assertIsNone(UNSHOWN.search(shown.out), ascii(shown.out))
+        self.assertEqual(4, shown.out.count("\n"), shown.out)
+
+    def test_three_tries(self):
+        shown = self.pty(["auth", "token"], [("API key for", b"llx-CANARY-wrong\n")] * 3)
+        self.assertEqual((shown.code, self.profiles()), (4, {}))
+        self.assertEqual(shown.out.count("API key for"), 3)
+        self.assertRegex(shown.out, "(?m)^error: .*401")
+
+    def test_menus(self):
+        self.two_profiles()
+        self.done("environments", "add", NOWHERE, "--no-verify")
+        self.done("environments", "use", self.url)
+        table = (
+            ("auth use", [b"3\n"], lambda: self.current() == "red"),
+            # a part of several names is none, the whole of one is
+            ("auth use", [b"0\n", b"4\n", b"nope\n", b"blu\n", b"blue\n"],
+             lambda: self.current() == "blue"),
+            ("projects use", [b"beta\n"],
+             lambda: self.profiles()["blue"]["project_id"] == "proj-beta"),
+            ("auth logout", [b"E-2\n"], lambda: sorted(self.profiles()) == ["blue", "red"]),
+            ("auth logout", [b"\n"],
+             lambda: (list(self.profiles()), self.current()) == (["red"], None)),
+            ("environments use", [b"127.0.0.1:1\n"],
+             lambda: self.rows("config")["environment"] == NOWHERE),
+            ("environments delete", [b"\n"], lambda: list(self.stored()) == [self.url]),
+        )
+        for words, answers, proof in table:
+            with self.subTest(words=words, answers=answers):
+                shown = self.pty(words.split(), [("or name", answer) for answer in answers])
+                self.assertEqual(shown.code, 0, shown.out)
+                self.assertTrue(proof(), shown.out)
+                if words.startswith("auth use"):
+                    self.assertRegex(shown.out, r"(?m)^\* +\d  (red|blue)$")
+
+    def test_leaving_a_question(self):
+        self.two_profiles()
+        before = self.store_text()
+        for argv, prompt in ((["auth", "token"], "API key for"), (["auth", "use"], "or name")):
+            for typed in (b"\x03", b"\x04"):
+                with self.subTest(argv=argv, typed=typed):
+                    shown = self.interrupted(argv, prompt, typed)
+                    self.assertNotIn("Traceback", shown)
+                    self.assertLessEqual(shown.count("\n"), 6)
+        self.assertEqual(self.store_text(), before)
+
+    def test_where_nobody_can_be_asked(self):
+        self.two_profiles()
+        quiet = "exec \"$0\" \"$@\" 2> error.txt"
+        table = (
+            (["auth", "use"], {"TERM": "dumb"}, None), (["auth", "logout"], {"CI": "true"}, None),
+            (["auth", "token"], {"TERM": "dumb"}, None),
+            (["auth", "use"], {"CI": ""}, ["sh", "-c", quiet, sys.executable, PROGRAM]),
+        )
+        for argv, env, command in table:
+            with self.subTest(argv=argv, env=env):
+                shown = self.pty(argv, env=env, command=command and command + argv)
+                text = shown.out
+                if command:
+                    with open(os.path.join(self.home, "error.txt")) as file:
+                        text = file.read()
+                    self.assertEqual(shown.out, "")
+                self.assertEqual(shown.code, 2)
+                choices = "--api-key" if "token" in argv else "NAME.*blue, blue-2, red"
+                self.assertRegex(text, choices)
+                self.assertNotIn("by number", text)
+
+    def test_login_counts_down_and_asks_for_the_project(self):
+        self.cloud.pending_polls = 1
+        shown = self.pty(["auth", "login"], [("left", b""), ("or name", b"2\n")])
+        self.assertEqual(shown.code, 0, shown.out)
+        self.assertRegex(shown.out, r"[0-9]:[0-5][0-9] left")
+        for lifetime in (600, 86400):
+            self.cloud.pending_polls, self.cloud.expires_in = 1, lifetime
+            shown = self.pty(["auth", "login", "--project", "proj-beta"], [("waiting, ", b"")])
+            lines = re.findall("\r([^\r\n]+)(?=\r)", shown.out)
+            self.assertEqual({20}, {max(map(len, lines))}, lines)  # a narrow terminal's width
+        self.assertEqual(self.profiles()["dev@example.com"]["project_id"], "proj-beta")
+
+    def test_login_that_is_interrupted_or_whose_terminal_hangs_up(self):
+        self.cloud.interval, self.cloud.auto_approve = 60, None
+        before = self.store_text()
+        self.interrupted(["auth", "login"], "left", b"\x03")
+        result = self.pty(["auth", "login"], [("left", None)])
+        self.assertIn(result.code, (130, -signal.SIGHUP))
+        self.assertEqual((self.store_text(), os.listdir(self.folder).count("profiles.json.new")),
+                         (before, 0))
+
+    def test_hang_up_at_a_question_under_nohup(self):
+        self.two_profiles()
+        nohup = ["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\"", sys.executable, PROGRAM]
+        for argv, prompt in ((["auth", "use"], "or name"), (["auth", "token"], "API key for")):
+            with self.subTest(argv=argv):
+                result = self.pty(argv, [(prompt, None)], command=nohup + argv)
+                # getpass, once it cannot restore a terminal that is gone, says so instead
+                self.assertIn(result.code, (130, 2) if "token" in argv else (130,))
+                self.assertEqual(self.current(), "blue")
+
+
+class ProgramOnStdin(SignalCase):
+    """curl ... | python3 - auth token"""
+
+    def shell(self, *argv):
+        return ["sh", "-c", '"$0" - %s < "$1"' % " ".join(argv), sys.executable, PROGRAM]
+
+    def test_it_asks_at_the_controlling_terminal(self):
+        shown = self.pty([], [("API key for", KEY.encode() + b"\n"), ("or name", b"beta\n")],
+                         command=self.shell("auth", "token"))
+        self.assertEqual(shown.code, 0, shown.out)
+        self.assertNotIn("llx-", shown.out.replace("llx-wxyz", ""))
+        self.assertEqual(self.profiles()["llx-wxyz"]["project_id"], "proj-beta")
+
+    def test_the_program_is_no_key(self):
+        for flag in ("--api-key", "--api-key-file"):
+            with self.subTest(flag=flag):
+                shown = self.pty([], command=self.shell("auth", "token", flag, "-"))
+                self.assertEqual((shown.code, self.profiles()), (2, {}))
+                self.assertRegex(shown.out, "(?m)^error: .*(stdin|standard input).*program")
+
+    def test_without_any_terminal(self):
+        self.two_profiles()
+        for argv in (["auth", "token"], ["auth", "use"]):
+            with self.subTest(argv=argv):
+                with open(PROGRAM, "rb") as program:
+                    process = subprocess.Popen(
+                        [sys.executable, "-"] + argv, env=self.env, cwd=self.home, stdin=program,
+                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                    out, err = process.communicate()
+                self.expect_failure(self.note(process.returncode, out, err), 2,
+                                    "--api-key|NAME.*blue")
+
+
+class Streams(SignalCase):
+
+    def shell(self, redirection, *argv, **options):
+        """Run with REDIRECTION; the program's stderr is read unless that was redirected."""
+        process = subprocess.Popen(
+            ["sh", "-c", 'exec "$0" "$@" ' + redirection, sys.executable, PROGRAM] + list(argv),
+            env=dict(self.env, **options.pop("env", {})), cwd=self.home, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate(timeout=30)
+        return self.note(process.returncode, out, err)
+
+    def test_closed_and_full(self):
+        self.with_profile()
+        listing = self.done("auth", "get").out
+        for redirection, argv, code, out, err in (
+                (">&-", "auth get", 1, "", "^error: .*output.*\n$"),
+                ("> /dev/full", "auth get", 1, "", "^error: .*output.*\n$"),
+                ("<&-", "auth get", 0, listing, ""),
+                ("<&-", "auth token", 2, "", "^error: .*--api-key.*\nhint: .*\n$"),
+                ("<&-", "auth token --api-key - --project p", 2, "", "^error: .*input.*\n$"),
+                ("2>&-", "auth get", 0, listing, ""),
+                ("2>&-", "auth use nope", 1, "", ""),
+                ("2> /dev/full", "auth use nope", 1, "", ""),
+                (">&- 2>&- <&-", "auth use main", 0, "", "")):
+            with self.subTest(redirection=redirection, argv=argv):
+                self.expect(self.shell(redirection, *argv.split()), code, out, err)
+
+    def test_output_is_whole_or_an_error(self):
+        """Unbuffered, one write may take a part of it, or nothing of it where it would wait."""
+        read, full = os.pipe()
+        self.addCleanup(os.close, read)
+        self.addCleanup(os.close, full)
+        os.set_blocking(full, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(full, b"x" * 4096):
+                pass
+        for env in ({}, {"PYTHONUNBUFFERED": "1"}):
+            with self.subTest(env=env), open(os.path.join(self.home, "out"), "wb") as file:
+                self.assertEqual(self.process("--help", env=env).out, self.done("--help").out)
+                with file_size_limit(100):
+                    limited = self.spawn("--help", env=env, stdout=file)
+                for process in (limited, self.spawn("--help", env=env, stdout=full)):
+                    _, err = process.communicate(timeout=30)
+                    self.expect(self.note(process.returncode, b"", err), 1, "",
+                                r"\Aerror: standard output.*\n\Z")
+
+    def test_closed_pipe_ends_quietly(self):
+        self.with_profile()
+        for argv, stream, code in (
+                (["auth", "get"], "stdout", 0), (["--help"], "stdout", 0),
+                (["auth", "get", "-o", "json"], "stdout", 0),
+                (["auth", "use", "main"], "stderr", 0), (["auth", "use", "nope"], "stderr", 1)):
+            with self.subTest(argv=argv):
+                read, write = os.pipe()
+                os.close(read)
+                process = self.spawn(*argv, **{stream: write})
+                os.close(write)
+                out, err = process.communicate()
+                self.assertEqual((process.returncode, out or err or b""), (code, b""))
+
+    def test_stdout_is_utf_8_in_any_locale(self):
+        self.with_profile(project_name="Gr\u00fc\u00dfe \u4f60\u597d \U0001f999")
+        ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0",
+                      "PYTHONIOENCODING": "ascii"}
+        for flags in ((), ("-o", "json")):
+            result = self.process("config", *flags, env=ascii_only)
+            self.assertEqual(result.code, 0)
+            self.assertEqual(result.out, self.done("config", *flags).out)
+        self.assertIn("\U0001f999", self.done("config").out)
+        self.assertEqual(self.process("projects", "use", "proj-alpha", env=ascii_only).code, 0)
+
+    def test_ctrl_c_while_waiting(self):
+        """A poll's pause of a minute, and a server that never answers."""
+        self.with_profile()
+        self.cloud.interval, self.cloud.auto_approve = 60, None
+        self.cloud.fault(LIST_PROJECTS, "silence")
+        for argv, reached in (
+                (["auth", "login"], lambda: self.cloud.sent("/oidc/device_authorization")),
+                (["projects", "get"], lambda: self.cloud.sent(LIST_PROJECTS))):
+            with self.subTest(argv=argv):
+                process = self.spawn(*argv)
+                if argv == ["auth", "login"]:
+                    process.stderr.readline()
+                end = time.monotonic() + 20
+                while not reached() and time.monotonic() < end:
+                    select.select([], [], [], 0.005)
+                started = time.monotonic()
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=30)
+                self.note(process.returncode, out, err)
+                self.assertEqual((process.returncode, out), (130, b""), err)
+                self.assertLess(time.monotonic() - started, 5)
+
+
+class Browser(CommandCase):
+
+    def setUp(self):
+        super().setUp()
+        self.patch(MACOS=False)
+
+    def opened(self, env, *argv, browser="firefox", **device):
+        """The addresses that a login, refused at once, gave to the browser."""
+        self.cloud.device_answer = device
+        self.cloud.token_script = [(400, {"error": "access_denied"})]
+        addresses = []
+        fake = types.SimpleNamespace(name=browser, open=lambda url, *rest: addresses.append(url))
+        error = webbrowser.Error if browser is None else None
+        with unittest.mock.patch.object(webbrowser, "get", return_value=fake, side_effect=error):
+            result = self.call("auth", "login", *argv, env=env)
+        self.assertEqual(result.code, 4, result.err)
+        return addresses
+
+    def test_where_a_graphical_one_is_plausible(self):
+        display = {"DISPLAY": ":0"}
+        for env in (display, {"WAYLAND_DISPLAY": "wayland-0"}):
+            address, = self.opened(env)
+            self.assertTrue(address.startswith(self.url + "/oidc/device?user_code="))
+        plain = {"verification_uri": "https://id.example/d", "verification_uri_complete": None}
+        self.assertEqual(self.opened(display, **plain), ["https://id.example/d"])
+
+    def test_where_it_is_not(self):
+        display = {"DISPLAY": ":0"}
+        for env in ({}, {"DISPLAY": ""}, dict(display, SSH_CONNECTION="a 1 b 2"),
+                    dict(display, SSH_TTY="/dev/pts/1"), dict(display, SSH_CLIENT="a 1 2")):
+            with self.subTest(env=env):
+                self.assertEqual(self.opened(env), [])
+        self.assertEqual(self.opened(display, "--no-browser"), [])
+        self.assertEqual(self.opened(display, browser=None), [])
+        for name in ("w3m", "lynx", "links", "elinks", "www-browser", "/usr/bin/lynx", "links2"):
+            with self.subTest(name=name):
+                self.assertEqual(self.opened(display, browser=name), [])
+
+    def test_addresses_that_no_browser_must_see(self):
+        for address in ("javascript:alert(1)", "file:///etc/passwd", "ftp://x/", "-x", "",
+                        "https://a.example/\n--profile", "data:text/html,x", "https:evil"):
+            with self.subTest(address=address):
+                device = {"verification_uri": address or "javascript:1",
+                          "verification_uri_complete": address or None}
+                self.assertEqual(self.opened({"DISPLAY": ":0"}, **device), [])
 
 
 # ==================================================================================================
@@ -4192,362 +4533,317 @@ class ProfilesTest(DiskCase):
 
 
 # ==================================================================================================
-# commands: auth import
+# files: the .env, written
 # ==================================================================================================
 
 
-OFFICIAL_TABLES = (
-    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
-    " api_key_id TEXT, device_oidc TEXT, id TEXT, PRIMARY KEY (name, api_url))",
-    "CREATE TABLE environments (api_url TEXT, requires_auth INTEGER, min_llamactl_version)",
-    "CREATE TABLE settings (key, value)",
-)
-OLD_OFFICIAL_TABLES = (
-    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
-    " PRIMARY KEY (name, api_url))",
-) + OFFICIAL_TABLES[1:]
-
-
-class ImportCase(DiskCase):
-    URL = "https://llama.example.com"
-    IMPORT = ("auth", "import", "--from-official")
+class EnvFile(Case):
+    """`auth inject`: what happens to the file."""
 
     def setUp(self):
-        DiskCase.setUp(self)
-        self.url = self.URL
-        os.mkdir(self.folder, 0o700)
-        self.path = os.path.join(self.folder, "profiles.db")
+        super().setUp()
+        self.url = "https://api.example.test"
+        self.with_profile()
+        self.path = os.path.join(self.home, "app.env")
+        self.lines = ["LLAMA_CLOUD_API_KEY=" + KEY, "LLAMA_CLOUD_BASE_URL=" + self.url,
+                      "LLAMA_AGENTS_PROJECT_ID=proj-alpha"]
+        self.text = "\n".join(self.lines) + "\n"
 
-    def may_hold_secrets(self, path):
-        return "profiles.db" in path or DiskCase.may_hold_secrets(self, path)
-
-    def assert_import_fails(self, names, code=1):
-        before = tree(self.home)
-        self.assert_one_error(self.call(*self.IMPORT), code, names)
-        self.assertEqual(tree(self.home), before)
-
-
-class ImportWithoutSqliteTest(ImportCase):
-    def test_a_python_without_sqlite3_says_so(self):
-        with open(self.path, "wb") as file:
-            file.write(b"SQLite format 3\0")
-        with unittest.mock.patch.dict(sys.modules, {"sqlite3": None}):
-            self.assert_import_fails("sqlite3")
-
-    def test_get_hints_at_it_where_there_is_nothing_of_ours(self):
-        hint = "hint: llamactl auth import --from-official"
-        self.assertNotIn(hint, self.call("auth", "get").err)
-        with open(self.path, "wb") as file:
-            file.write(b"anything")
-        self.assertIn(hint, self.call("auth", "get").err)
-        self.call(*self.ALWAYS_WRITERS[0])
-        self.assertNotIn(hint, self.call("auth", "get").err)
-
-    def test_import_must_say_where_from(self):
-        before = tree(self.home)
-        self.assert_one_error(self.call("auth", "import"), 2)
-        self.assertEqual(tree(self.home), before)
-
-
-class ImportTest(ImportCase):
-    LOGIN = json.dumps({
-        "email": "dev@example.com", "user_id": "user-1", "device_name": "laptop",
-        "device_access_token": "at-CANARY-official", "device_refresh_token": "rt-CANARY-official"})
-    ROWS = (
-        ("work", "https://llama.example.com", "proj-alpha", KEY, None, None, "id-1"),
-        ("dev@example.com", "https://llama.example.com", "proj-beta", OTHER_KEY, "key-7", LOGIN,
-         "id-2"),
-        ("local", "http://localhost:8011", "proj-local", None, None, None, "id-3"),
-    )
-    ENVIRONMENTS = (("https://llama.example.com", 1, "0.4.0"), ("http://localhost:8011", 0, None))
-    SETTINGS = (("current_profile", "dev@example.com"),
-                ("current_environment_api_url", "https://llama.example.com"))
-
-    def official(self, rows=ROWS, environments=ENVIRONMENTS, settings=SETTINGS,
-                 tables=OFFICIAL_TABLES, journal="delete"):
-        """The official client's database; returns the open connection."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        database = sqlite3.connect(self.path)
-        database.execute("PRAGMA synchronous = off")
-        database.execute("PRAGMA journal_mode = " + journal).fetchall()  # PyPy waits for its end
-        for statement in tables:
-            database.execute(statement)
-        for table, content in (("profiles", rows), ("environments", environments),
-                               ("settings", settings)):
-            for row in content:
-                marks = ", ".join("?" * len(row))
-                database.execute("INSERT INTO %s VALUES (%s)" % (table, marks), row)
-        database.commit()
-        self.addCleanup(database.close)
-        return database
-
-    def closed(self, **options):
-        self.official(**options).close()
-
-    def official_files(self):
-        """The official client's files; readers of a live log share its index, "-shm"."""
-        return {path: None if path.endswith("-shm") else entry
-                for path, entry in tree(self.home).items() if "profiles.db" in path}
-
-    def take_over(self):
-        before = self.official_files()
-        result = self.call(*self.IMPORT)
-        self.assertEqual(self.official_files(), before)
+    def inject(self, *argv, code=0, path=None, **options):
+        result = self.call("auth", "inject", "--env-file", path or self.path, *argv, **options)
+        self.assertEqual(code, result.code, result.err)
+        if code:
+            self.assertTrue(result.err.startswith("error: "), result.err)
+            self.assertLessEqual(result.err.count("\n"), 2)
+        if not options.get("sings"):
+            self.assertEqual("", result.out)
         return result
 
-    def forget(self):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.store_path)
+    def write(self, content, mode=0o600, path=None):
+        path = path or self.path
+        with open(path, "wb") as file:
+            file.write(content)
+        os.chmod(path, mode)
+        os.utime(path, ns=(10 ** 18, 10 ** 18))
+        return path
 
-    def names(self, url=None):
-        return sorted(self.stored().get(url or self.url, {"profiles": ()})["profiles"])
+    def read(self, path=None):
+        with open(path or self.path, "rb") as file:
+            return file.read()
 
-    def test_everything_is_taken_over_and_said(self):
-        self.closed()
-        result = self.take_over()
-        self.assertEqual((result.code, result.out), (0, ""), result.err)
-        for name, *_ in self.ROWS:
-            self.assertIn(name, result.err)
-        stored = self.stored()
-        self.assertEqual(set(stored), {url for url, _, _ in self.ENVIRONMENTS})
-        self.assertFalse(stored["http://localhost:8011"]["requires_auth"])
-        expected = {("work", "token", KEY, "proj-alpha"),
-                    ("dev@example.com", "token", OTHER_KEY, "proj-beta"),
-                    ("local", "none", None, "proj-local")}
-        self.assertEqual(expected, {
-            (name, profile["auth_type"], profile.get("api_key"), profile["project_id"])
-            for record in stored.values() for name, profile in record["profiles"].items()})
-        shown = load(self.call("config", "-o", "json").out)
-        self.assertEqual((shown["environment"], shown["profile"]), (self.url, "dev@example.com"))
-        self.assertEqual(mode_of(self.store_path), "0o600")
+    def mode(self, path=None):
+        return stat.S_IMODE(os.stat(path or self.path).st_mode)
 
-    def test_a_login_arrives_without_what_would_end_it(self):
-        self.closed()
-        self.take_over()
-        text = file_bytes(self.store_path).decode()
-        for word in ("at-CANARY", "rt-CANARY", "key-7", "user-1", "laptop"):
-            self.assertNotIn(word, text)
-        with unittest.mock.patch.object(llamactl.Client, "send", side_effect=AssertionError):
-            self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
+    def test_a_new_file_is_private_whatever_the_umask(self):
+        for umask in (0o000, 0o022, 0o077):
+            with self.subTest(umask=umask):
+                path = os.path.join(self.home, "%o.env" % umask)
+                before = os.umask(umask)
+                try:
+                    result = self.inject(path=path)
+                finally:
+                    os.umask(before)
+                self.assertEqual(0o600, self.mode(path))
+                self.assertEqual(sorted(self.lines), sorted(self.read(path).decode().split()))
+                self.assertNotIn("warning", result.err)
 
-    def test_twice_is_the_same_as_once(self):
-        self.closed()
-        self.take_over()
-        once = file_bytes(self.store_path)
-        result = self.take_over()
-        self.assertEqual((result.code, file_bytes(self.store_path)), (0, once))
+    def test_the_mode_is_kept_and_one_that_lets_others_read_is_warned_about(self):
+        for mode, warned in ((0o600, False), (0o400, False), (0o700, False), (0o640, True),
+                             (0o644, True), (0o604, True), (0o444, True), (0o666, True)):
+            with self.subTest(mode=oct(mode)):
+                self.write(b"A=1\n", mode)
+                result = self.inject()
+                self.assertEqual(mode, self.mode())
+                self.assertEqual(("A=1\n" + self.text).encode(), self.read())
+                self.assertEqual(warned, "warning" in result.err, result.err)
+                if warned:
+                    self.assertIn("app.env", result.err)
 
-    def test_what_is_ours_already_stays(self):
-        key = "llx-CANARY-quite-another-one"
-        self.write_store({"work": {"auth_type": "token", "api_key": key, "project_id": "p"},
-                          "mine": {"auth_type": "token", "api_key": OTHER_KEY,
-                                   "project_id": "proj-beta"}}, "work")
-        self.closed()
-        for _ in range(2):
-            self.assertEqual(self.take_over().code, 0)
-            profiles = self.profiles()
-            self.assertEqual(sorted(profiles), ["mine", "work", "work-2"])
-            self.assertEqual([profiles[name]["api_key"] for name in ("work", "work-2")],
-                             [key, KEY])
-            self.assertEqual(self.stored()[self.url]["current_profile"], "work")
+    def test_bytes_survive(self):
+        for before in (b"\xef\xbb\xbfA=\xc3\xa4\r\n", b"A=1\r\n\r\n# c", b"A=\x00\x1b\x7f\r\n"):
+            with self.subTest(before=before):
+                self.write(before)
+                self.inject()
+                self.assertTrue(self.read().startswith(before))
+                self.assertEqual(len(before.splitlines()) + 3, self.read().count(b"\r\n")
+                                 + (not before.endswith(b"\n")))
 
-    def test_old_databases_have_fewer_columns(self):
-        self.closed(rows=[row[:4] for row in self.ROWS], tables=OLD_OFFICIAL_TABLES)
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+    def test_it_is_written_whole_by_a_rename(self):
+        self.write(b"A=1\n")
+        other = os.path.join(self.home, "other.env")
+        os.link(self.path, other)
+        self.inject()
+        self.assertEqual(b"A=1\n", self.read(other))
+        self.assertEqual(("A=1\n" + self.text).encode(), self.read())
+        self.assertEqual({"app.env", "other.env", "conf"}, set(os.listdir(self.home)))
 
-    def test_an_open_database_with_a_write_ahead_log(self):
-        # the rows stand in the log alone while the official client has the file open
-        database = self.official(journal="wal")
-        self.assertGreater(os.path.getsize(self.path + "-wal"), 0)
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
-        database.close()
+    def test_nothing_changes_nothing_is_touched(self):
+        self.write(b"# mine\r\nA='1")
+        self.inject()
+        content = self.read()
+        os.utime(self.path, ns=(10 ** 18, 10 ** 18))
+        before = os.stat(self.path)
+        folder = os.stat(self.home)
+        self.inject()
+        after = os.stat(self.path)
+        self.assertEqual((before.st_ino, before.st_mtime_ns, before.st_ctime_ns),
+                         (after.st_ino, after.st_mtime_ns, after.st_ctime_ns))
+        self.assertEqual(folder.st_mtime_ns, os.stat(self.home).st_mtime_ns)
+        self.assertEqual(content, self.read())
 
-    def test_a_closed_database_with_a_write_ahead_log(self):
-        self.closed(journal="wal")
-        self.assertEqual(sorted(os.listdir(self.folder)), ["profiles.db"])
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+    def test_a_symlink_is_followed_and_kept(self):
+        os.mkdir(os.path.join(self.home, "real"))
+        target = self.write(b"A=1\n", path=os.path.join(self.home, "real", "target.env"))
+        middle = os.path.join(self.home, "middle.env")
+        os.symlink(os.path.join("real", "target.env"), middle)
+        os.symlink("middle.env", self.path)
+        self.inject()
+        self.assertEqual("middle.env", os.readlink(self.path))
+        self.assertEqual(os.path.join("real", "target.env"), os.readlink(middle))
+        self.assertEqual(("A=1\n" + self.text).encode(), self.read(target))
+        self.assertEqual(["target.env"], os.listdir(os.path.join(self.home, "real")))
 
-    def test_a_write_ahead_log_that_a_crash_left(self):
-        self.official(journal="wal")
-        kept = {suffix: file_bytes(self.path + suffix) for suffix in ("", "-wal")}
-        shutil.rmtree(self.folder)
-        os.mkdir(self.folder, 0o700)
-        for suffix, content in kept.items():
-            with open(self.path + suffix, "wb") as file:
-                file.write(content)
-        before = tree(self.home)
-        result = self.call(*self.IMPORT)
-        left = {path for path in tree(self.home) if "profiles.json" not in path}
-        self.assertEqual(left, set(before))  # reading made no index beside it
-        self.assertEqual(self.official_files(), {path: entry for path, entry in before.items()
-                                                 if path != self.folder})
-        if result.code:
-            self.assert_one_error(result, 1, self.path)  # never an import of half the rows
-        else:
-            self.assertEqual(self.names(), ["dev@example.com", "work"])
+    def test_a_symlink_to_nothing_gets_its_target(self):
+        os.symlink(os.path.join("missing", "target.env"), self.path)
+        self.inject()
+        self.assertTrue(os.path.islink(self.path))
+        target = os.path.join(self.home, "missing", "target.env")
+        self.assertEqual(self.text.encode(), self.read(target))
+        self.assertEqual(0o600, self.mode(target))
 
-    def test_a_journal_that_a_crash_left(self):
-        self.closed()
-        for content, code in ((b"not undone yet", 1), (b"", 0)):
-            with open(self.path + "-journal", "wb") as file:
-                file.write(content)
-            result = self.take_over()
-            self.assertEqual((result.code, "left by a crash" in result.err), (code, code == 1))
+    def test_missing_parents_are_made(self):
+        path = os.path.join(self.home, "a", "b c", "new.env")
+        self.inject(path=path)
+        self.assertEqual(self.text.encode(), self.read(path))
 
-    def test_a_link_to_an_open_database_with_a_write_ahead_log(self):
-        link, self.path = self.path, os.path.join(self.home, "real-profiles.db")
-        os.symlink(self.path, link)
-        database = self.official(journal="wal")
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
-        database.close()
+    def test_the_default_is_dot_env_here(self):
+        result = self.process("auth", "inject")
+        self.assertEqual((0, ""), (result.code, result.out), result.err)
+        self.assertEqual(self.text.encode(), self.read(os.path.join(self.home, ".env")))
 
-    def test_a_folder_with_an_odd_name(self):
-        self.folder = os.path.join(self.home, "we?ird %20#f;older\u00e9")
-        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
-        os.mkdir(self.folder, 0o700)
-        self.path = os.path.join(self.folder, "profiles.db")
-        self.store_path = os.path.join(self.folder, "profiles.json")
-        self.closed()
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+    def test_what_is_no_regular_file_is_refused(self):
+        # never a device of the system here: run as root, a broken program would replace it
+        folder, loop, door = (
+            os.path.join(self.home, name) for name in ("folder.env", "loop.env", "door.env"))
+        file = self.write(b"A=1\n")
+        os.mkdir(folder)
+        os.symlink("loop.env", loop)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(door)
+        for path in (folder, loop, door, os.path.join(file, "x.env")):
+            with self.subTest(path=path):
+                result = self.inject(code=1, path=path)
+                self.assertIn(os.path.basename(path), result.err)
+        self.assertEqual([], os.listdir(folder))
+        self.assertTrue(stat.S_ISSOCK(os.stat(door).st_mode))
+        self.assertEqual(b"A=1\n", self.read())
 
-    def assert_left_out(self, rows):
-        """Each of ROWS, before a good one: it is warned about, and the good one arrives."""
-        for row in rows:
-            with self.subTest(row=row):
-                self.closed(rows=(row + (None, None, None), self.ROWS[0]))
-                self.forget()
-                result = self.take_over()
-                self.assertEqual(result.code, 0, result.err)
-                self.assertEqual(self.names(), ["work"])
-                self.assertEqual(len(self.warnings_of(result)), 1, result.err)
-
-    def test_rows_without_a_usable_key_or_project_are_left_out(self):
-        self.assert_left_out((
-            ("bad", self.URL, "p", None), ("bad", self.URL, "p", ""),
-            ("bad", self.URL, "p", "two words"), ("bad", self.URL, "p", "llx-CANARY-line\nbreak"),
-            ("bad", self.URL, "p", b"llx-CANARY-bytes"), ("bad", self.URL, None, OTHER_KEY),
-            ("bad", self.URL, b"\xff", OTHER_KEY),
-        ))
-
-    def test_a_stored_environment_that_does_not_say_so_requires_auth(self):
-        self.closed(rows=(("bad", self.URL, "p", None, None, None, None), self.ROWS[0]),
-                    environments=())
-        self.url = self.URL
-        self.write_store({})
-        data = load(file_bytes(self.store_path).decode())
-        del data["environments"][self.URL]["requires_auth"]
-        with open(self.store_path, "w") as file:
-            json.dump(data, file)
-        result = self.take_over()
-        self.assertEqual((result.code, self.names()), (0, ["work"]))
-        self.assertEqual(len(self.warnings_of(result)), 1, result.err)
-
-    def test_rows_without_a_usable_url_are_left_out(self):
-        self.assert_left_out(
-            ("bad", url, "p", OTHER_KEY)
-            for url in (None, "", "not a URL", "ftp://example.com", b"https://llama.example.com"))
-
-    def test_names_and_logins_of_odd_types_do_no_harm(self):
-        rows = (
-            (None, self.URL, "p", OTHER_KEY, None, None, None),
-            (b"\xff", self.URL, "p", OTHER_KEY, None, None, None),
-            (7, self.URL, "p", 123456789012, None, None, None),
-            ("", self.URL, "p", OTHER_KEY, None, None, None),
-            ("\x1b[2Jevil\u202e\n", self.URL, "p", OTHER_KEY, None, None, None),
-            ("--all", self.URL, "p", OTHER_KEY, None, None, None),
-            ("odd", self.URL, "p q\n", OTHER_KEY, 7, "not JSON", b"\0"),
-            ("odd", self.URL, "", OTHER_KEY, b"\xff", 9, None),
-            ("odd", self.URL + "/", "p", OTHER_KEY, None, "[" * 5000, None),
-        )
-        for row in rows:
-            with self.subTest(row=row[:4]):
-                self.closed(rows=(row, self.ROWS[0]))
-                self.forget()
-                result = self.take_over()
-                self.assertEqual(result.code, 0, result.err)
-                self.assertIn("work", self.names())
-                self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
-                self.assertEqual(self.call("auth", "get").code, 0)
-
-    def test_odd_settings_and_environments_do_no_harm(self):
-        odd = (None, 7, 1.5, b"\xff", "", "not a URL", "file:///etc/passwd", "\x1b[2J")
-        for value in odd:
-            for kind in ("environment", "current environment", "current profile", "version"):
-                with self.subTest(kind=kind, value=value):
-                    environments, settings = self.ENVIRONMENTS, self.SETTINGS
-                    if kind == "environment":
-                        environments += ((value, value, None),)
-                    elif kind == "version":
-                        environments = ((self.URL, value, value),)
-                    else:
-                        changed = {"current environment": "current_environment_api_url",
-                                   "current profile": "current_profile"}[kind]
-                        settings = tuple((key, value if key == changed else other)
-                                         for key, other in settings)
-                    self.closed(environments=environments, settings=settings)
-                    self.forget()
-                    result = self.take_over()
-                    self.assertEqual(result.code, 0, result.err)
-                    self.assertEqual(self.names(), ["dev@example.com", "work"])
-                    for command in (("environments", "get"), ("config",), ("auth", "get")):
-                        self.assertEqual(self.call(*command).code, 0)
-
-    def test_text_that_is_not_utf_8(self):
-        self.closed(rows=(self.ROWS[0],))
-        database = sqlite3.connect(self.path)
-        database.execute("INSERT INTO profiles SELECT CAST(X'ff41' AS TEXT), api_url, 'q',"
-                         " CAST(X'ff42' AS TEXT), null, null, null FROM profiles")
-        database.commit()
-        database.close()
-        result = self.take_over()
-        self.assertIn(result.code, (0, 1))
-        if result.code:
-            self.assert_one_error(result, 1, self.path)
-        else:
-            self.assertEqual(self.names(), ["work"])
-
-    def test_what_is_no_database_of_the_official_client(self):
-        self.closed()
-        whole = file_bytes(self.path)
-        damaged = (b"", b"not a database", b"SQLite format 3\0", b"\0" * 4096,
-                   whole[:100], whole[:4096], whole[:100] + b"\xff" * 8000)
-        for content in damaged:
-            with self.subTest(content[:20]):
-                with open(self.path, "wb") as file:
-                    file.write(content)
-                self.assert_import_fails(self.path)
-        for missing in range(3):
-            with self.subTest(missing=missing):
-                tables = OFFICIAL_TABLES[:missing] + OFFICIAL_TABLES[missing + 1:]
-                kept = [content if number != missing else () for number, content in
-                        enumerate((self.ROWS, self.ENVIRONMENTS, self.SETTINGS))]
-                self.closed(tables=tables, rows=kept[0], environments=kept[1], settings=kept[2])
-                self.assert_import_fails(self.path)
-
-    def test_nothing_there(self):
-        self.assert_import_fails(self.path)
-        os.mkdir(self.path)
-        self.assert_import_fails(self.path)
-        os.rmdir(self.path)
+    def test_a_fifo_is_refused_and_not_waited_for(self):
         os.mkfifo(self.path)
-        self.assert_one_error(self.process(*self.IMPORT, timeout=20), 1, self.path)
-        os.unlink(self.path)
-        shutil.rmtree(self.folder)
-        self.assert_import_fails(self.path)
+        result = self.process("auth", "inject", "--env-file", self.path, timeout=10)
+        self.assertEqual((1, ""), (result.code, result.out))
+        self.assertRegex(result.err, r"\Aerror: .*app\.env.*\n\Z")
+        self.assertTrue(stat.S_ISFIFO(os.stat(self.path).st_mode))
 
+    def test_what_is_not_utf_8_is_refused_and_left(self):
+        for content in (b"A=\xff\n", b"\xff\xfeA\x00=\x00", b"A=\xed\xa0\x80\n", b"A=1\n\xc3"):
+            with self.subTest(content=content):
+                self.write(content)
+                inode = os.stat(self.path).st_ino
+                result = self.inject(code=1)
+                self.assertIn("UTF-8", result.err)
+                self.assertIn("app.env", result.err)
+                self.assertEqual((content, inode, 10 ** 18), (
+                    self.read(), os.stat(self.path).st_ino, os.stat(self.path).st_mtime_ns))
 
-if sqlite3 is None:
-    del ImportTest
+    def test_in_place_only_where_a_rename_cannot_be(self):
+        for number in (errno.EBUSY, errno.EXDEV):
+            with self.subTest(errno=errno.errorcode[number]):
+                # longer than what replaces it: nothing of it may stick out behind
+                self.write(b"LLAMA_CLOUD_API_KEY='" + b"long" * 99 + b"'\n", 0o640)
+                inode = os.stat(self.path).st_ino
+                with unittest.mock.patch("os.replace", side_effect=OSError(number, "no rename")):
+                    result = self.inject()
+                self.assertEqual(self.text.encode(), self.read())
+                self.assertEqual((inode, 0o640), (os.stat(self.path).st_ino, self.mode()))
+                self.assertRegex(result.err, "warning: .*app.env.*crash")
+                self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
+
+    def test_a_rename_that_fails_for_another_reason_loses_nothing(self):
+        self.write(b"A=1\n")
+        with unittest.mock.patch("os.replace", side_effect=OSError(errno.ENOSPC, "disk full")):
+            result = self.inject(code=1)
+        self.assertIn("app.env", result.err)
+        self.assertEqual(b"A=1\n", self.read())
+        self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
+
+    def test_a_full_disk_tears_nothing_that_is_written_in_place(self):
+        before = b"# mine\n" * 30
+        for room in (0, 1, 50, len(self.text) - 1):
+            with self.subTest(room=room):
+                inode = os.stat(self.write(before)).st_ino
+                with opening_fails(lambda path, _: path.endswith("-lock"), errno.EACCES):
+                    with file_size_limit(len(before) + room):
+                        result = self.call("auth", "inject", "--env-file", self.path)
+                self.assertEqual(1, result.code)
+                self.assertRegex(result.err, "warning: .*crash.*\nerror: .*app.env")
+                self.assertEqual((before, inode), (self.read(), os.stat(self.path).st_ino))
+
+    def test_a_name_that_the_system_cannot_encode_is_refused(self):
+        self.assertIn("cannot be written", self.inject(code=1, path="\ud800.env").err)
+
+    def test_a_value_that_needs_quotes_gets_them_and_a_warning(self):
+        for key, named in (("llx-CANARY$0123456789", ("docker",)),
+                           ("llx-CANARY-it's-${A}-0123", ("docker", "python-dotenv"))):
+            with self.subTest(key=key):
+                self.with_profile(key=key)
+                result = self.inject()
+                for name in named:
+                    self.assertRegex(result.err, "warning: LLAMA_CLOUD_API_KEY .*" + name)
+                self.assertEqual(len(named) == 2, "python-dotenv" in result.err)
+                known = read_by_shells([self.read().decode()])[0]
+                self.assertEqual(key, known["LLAMA_CLOUD_API_KEY"])
+                self.assertNotIn("warning", self.inject(env={"X": "1"}).err.replace(
+                    "warning: LLAMA_CLOUD_API_KEY", ""))
+
+    def test_a_dash_prints_the_lines(self):
+        result = self.inject(path="-", sings=True)
+        self.assertEqual(sorted(self.lines), sorted(result.out.splitlines()))
+        self.assertTrue(result.out.endswith("\n"))
+        self.assertFalse(os.path.exists("-"))
+
+    def test_without_a_credential_no_file_is_made(self):
+        none = {"auth_type": "none", "api_key": None}
+        for profiles, code, hint in (
+            ((), 4, "llamactl auth "),
+            ((none,), 4, "llamactl auth "),
+            (({"project_id": None},), 2, "llamactl projects use"),
+        ):
+            with self.subTest(profiles=profiles):
+                self.write_store({})
+                for extra in profiles:
+                    self.with_profile(**extra)
+                self.assertIn("hint: " + hint, self.inject(code=code).err)
+                self.assertFalse(os.path.exists(self.path))
 
 
 # ==================================================================================================
-# network: every endpoint under every fault, hostile redirects, TLS, proxies, retries
+# files: Windows, by simulation
+# ==================================================================================================
+
+
+class OtherSystems(CommandCase):
+    """The branches for Windows, walked here by simulation."""
+
+    def setUp(self):
+        super().setUp()
+        self.patch(WINDOWS=True)
+
+    def test_exec_waits_and_passes_the_code_on(self):
+        self.with_profile()
+        with unittest.mock.patch.object(subprocess, "call", return_value=9) as call:
+            result = self.call("auth", "exec", "--", "tool", "-x")
+        self.assertEqual(result.code, 9)
+        self.assertEqual(call.call_args[0][0], ["tool", "-x"])
+        self.assertEqual(call.call_args[1]["env"]["LLAMA_CLOUD_API_KEY"], KEY)
+        for error, code in ((FileNotFoundError(), 127), (PermissionError(), 126)):
+            with unittest.mock.patch.object(subprocess, "call", side_effect=error):
+                self.assertEqual(self.call("auth", "exec", "--", "tool").code, code)
+
+    def test_a_reader_holds_up_a_rename_but_for_a_moment(self):
+        self.with_profile()
+        replace, refusals = os.replace, [PermissionError(), PermissionError()]
+
+        def stubborn(source, target):
+            if refusals:
+                raise refusals.pop()
+            replace(source, target)
+
+        self.patch(LOCK_PAUSE=0.0)
+        with unittest.mock.patch.object(os, "replace", stubborn):
+            self.done("auth", "logout", "main")
+        self.assertEqual((self.profiles(), refusals), ({}, []))
+
+    def test_the_store_needs_nothing_of_posix(self):
+        """No fcntl, no owners, no modes on descriptors, no folder that could be fsynced."""
+        calls, busy = [], [OSError(errno.EDEADLK, "busy"), OSError(errno.EACCES, "busy")]
+
+        def locking(descriptor, mode, size):
+            calls.append((mode, size))
+            if busy:
+                raise busy.pop()
+
+        fake = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+        for name in ("geteuid", "getuid", "fchmod", "fchown", "uname"):
+            if hasattr(os, name):
+                patcher = unittest.mock.patch.object(os, name, create=True)
+                patcher.start()
+                self.addCleanup(patcher.stop)
+                delattr(os, name)
+        self.patch(LOCK_PAUSE=0.0)
+        with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
+            self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
+            self.done("auth", "inject", "--env-file", os.path.join(self.home, "win.env"))
+        self.assertEqual(list(self.profiles()), ["llx-wxyz"])
+        self.assertGreater(len(calls), 3)
+        self.assertEqual(set(calls), {(2, 1)})
+
+    def test_a_lock_that_a_live_process_holds_is_named(self):
+        fake = types.SimpleNamespace(
+            locking=unittest.mock.Mock(side_effect=OSError(errno.EACCES, "busy")), LK_NBLCK=2)
+        self.patch(LOCK_TIMEOUT=0.05)
+        with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
+            self.expect_failure(self.call("auth", "use", "x"), 1, "profiles.json")
+
+    def test_folder(self):
+        roaming = os.path.join(self.home, "Roaming")
+        self.done("environments", "add", NOWHERE, "--no-verify",
+                  env={"LLAMACTL_CONFIG_DIR": "", "APPDATA": roaming, "XDG_CONFIG_HOME": "/x"})
+        self.assertIn("profiles.json", os.listdir(os.path.join(roaming, "llamactl")))
+
+
+# ==================================================================================================
+# http: every endpoint under every fault, hostile redirects, TLS, proxies, retries
 # ==================================================================================================
 
 CONTROL = "/api/v1beta1/deployments"
@@ -5477,7 +5773,7 @@ class UnverifiedToken(NetworkCase):
 
 
 # ==================================================================================================
-# the provider that lies: ID tokens, keys and numbers
+# oauth: the provider that lies: ID tokens, keys and numbers
 # ==================================================================================================
 
 # Three tokens and their key, made with OpenSSL (genrsa 2048; dgst -sign): not by the signer above.
@@ -5953,7 +6249,7 @@ class LyingProvider(NetworkCase):
 
 
 # ==================================================================================================
-# login: the waits of RFC 8628, the outcomes, and how many requests it all takes
+# session: the waits of RFC 8628, the outcomes, and how many requests it all takes
 # ==================================================================================================
 
 
@@ -6455,117 +6751,193 @@ class RequestCounts(NetworkCase):
         self.assertEqual(["GET " + VERSION], self.paths_sent())
 
 
-LIST_PROJECTS = "/api/v1beta1/deployments/list-projects"
-DEPLOYMENTS_PATH = "/api/v1beta1/deployments"
-VERSION_ENDPOINT = "/api/v1beta1/deployments-public/version"
-OFFICIAL_URL = "https://api.cloud.llamaindex.ai"
-NOWHERE = "http://127.0.0.1:1"  # nothing listens there, and no name must be looked up
-# what would move a cursor, ring a bell, set a title, forge a row or turn the text around
-HOSTILE = "a\x1b[2J\x1b]0;x\x07\nFORGED  row\r\u202e\u2066\u200b\u2028\x9b31m\x00\tz"
-UNSHOWN = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
-)
-# runs the program as the main one, after what stands in front of it
-AS_MAIN = (
-    "import sys\n"
-    "sys.argv = sys.argv[1:]\n"
-    "with open(sys.argv[0], encoding='utf-8') as file:\n"
-    "    code = compile(file.read(), sys.argv[0], 'exec')\n"
-    "try:\n"
-    "    exec(code, {'__name__': '__main__', '__file__': sys.argv[0]})\n"
-    "except SystemExit as end:\n"
-    "    status = end.code\n"
-)
+# ==================================================================================================
+# session: which credential wins
+# ==================================================================================================
 
 
-class CommandCase(Case):
-    """A stand-in, no profile yet, and short ways to say what a command must answer."""
+class Variables(CommandCase):
 
     def setUp(self):
         super().setUp()
-        self.cloud = self.cloud_server()
+        self.cloud.add_key(OTHER_KEY)
+        self.with_profile()
+        self.done("auth", "token", "--api-key", OTHER_KEY, "--project", "proj-beta", "--name",
+                  "second")
+        self.done("auth", "use", "main")
+        self.cloud.deployments = []  # no warnings but those of the variables
+        self.servers = {"profile's": self.cloud}
+        for name in ("variable's", "default"):
+            stand_in = StandIn(Cloud())
+            stand_in.start()
+            self.addCleanup(stand_in.stop)
+            stand_in.cloud.add_key(OTHER_KEY)
+            stand_in.cloud.deployments = []
+            self.servers[name] = stand_in.cloud
+        self.patch(DEFAULT_API_URL=stand_in.url)
+        self.full = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
+                     "LLAMA_CLOUD_BASE_URL": self.servers["variable's"].base_url + "/"}
+        self.forget()
 
-    def expect(self, result, code, out="", err=""):
-        """OUT is the whole of stdout, None any; ERR is searched for in stderr, '' is none."""
-        self.assertEqual(result.code, code, result.err)
-        if out is not None:
-            self.assertEqual(result.out, out)
-        if err:
-            self.assertRegex(result.err, err)
-        else:
-            self.assertEqual(result.err, "")
+    def forget(self):
+        for cloud in self.servers.values():
+            cloud.reset()
 
-    def expect_failure(self, result, code, message, hint=None):
-        """One line that says what and why, then HINT if that is the next command; no data."""
-        lines = [line for line in result.err.splitlines() if not line.startswith("warning: ")]
-        self.assertEqual((result.code, result.out), (code, ""), result.err)
-        self.assertTrue(lines and lines[0].startswith("error: "), result.err)
-        self.assertRegex(lines[0], message)
-        hints = lines[1:]
-        self.assertLessEqual(len(hints), 1, result.err)
-        if hint is not None:
-            self.assertRegex("".join(hints), "^hint: .*" + re.escape(hint))
+    def used(self, argv, env):
+        """(server, key, project) that a command used, and what it warned of."""
+        self.forget()
+        result = self.done(*argv.split(), env=env)
+        (name, request), = [(name, request) for name, cloud in self.servers.items()
+                            for request in cloud.requests]
+        key = {KEY: "stored", OTHER_KEY: "other"}[request.headers["authorization"].split()[1]]
+        warned = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+        return (name, key, request.query.get("project_id")), warned
 
-    def failures(self, table, **options):
-        for argv, code, message, hint in table:
-            with self.subTest(argv=argv):
-                self.expect_failure(self.call(*argv.split(), **options), code, message, hint)
+    def without(self, *names):
+        return {name: value for name, value in self.full.items() if name not in names}
 
-    def done(self, *argv, **options):
-        result = self.call(*argv, **options)
-        self.assertEqual(result.code, 0, result.err)
-        return result
+    def test_precedence(self):
+        url, key, project = ("LLAMA_CLOUD_BASE_URL", "LLAMA_CLOUD_API_KEY",
+                             "LLAMA_AGENTS_PROJECT_ID")
+        get = "deployments get"
+        main = ("profile's", "stored", "proj-alpha")
+        second = ("profile's", "other", "proj-beta")
+        variables = ("variable's", "other", "proj-beta")
+        table = (
+            (get, {}, main, None),
+            (get, self.full, variables, "LLAMA_CLOUD_USE_PROFILE=1"),
+            (get, self.without(project), main, key),
+            (get, self.without(url), ("default", "other", "proj-beta"), key),
+            (get, self.without(key, url), main, project),
+            (get, self.without(key, project), main, url),
+            (get, self.without(key), main, project),
+            (get, dict(self.full, LLAMACTL_PROFILE="main"), variables, "main"),
+            (get, dict(self.full, LLAMA_CLOUD_USE_PROFILE="1"), main, None),
+            (get, {"LLAMACTL_PROFILE": "second"}, second, None),
+            (get, {name: "" for name in self.full}, main, None),
+            (get, dict(self.full, LLAMACTL_PROFILE="", LLAMA_CLOUD_USE_PROFILE=""), variables, key),
+            (get, dict.fromkeys(["LLAMACTL_PROFILE", key], ""), main, None),
+            (get + " --project proj-alpha", self.full, ("variable's", "other", "proj-alpha"), key),
+            (get + " --project proj-alpha", self.without(project),
+             ("variable's", "other", "proj-alpha"), key),
+            (get + " --project proj-beta", {}, ("profile's", "stored", "proj-beta"), None),
+            (get + " --project proj-alpha", self.without(key, url), main, project),
+            (get + " --profile main", self.full, main, None),
+            ("--profile second " + get, {}, second, None),
+            (get + " --profile main", {"LLAMACTL_PROFILE": "second"}, main, None),
+            (get + " --profile second --project proj-alpha", self.full,
+             ("profile's", "other", "proj-alpha"), None),
+            ("projects get", self.without(project), ("variable's", "other", None), key),
+            ("projects get", self.without(url, project), ("default", "other", None), key),
+            ("projects get", self.without(key, project), main[:2] + (None,), url),
+            ("projects get --profile main", self.full, main[:2] + (None,), None),
+        )
+        for argv, env, expected, warning in table:
+            with self.subTest(argv=argv, env=sorted(env)):
+                used, warned = self.used(argv, env)
+                self.assertEqual(used, expected)
+                if warning is None:
+                    self.assertEqual(warned, [])
+                else:
+                    self.assertIn(warning, "\n".join(warned))
 
-    def rows(self, *argv, **options):
-        """The JSON value, after proof that YAML, in any letter case, says the same."""
-        value = json.loads(self.done(*argv + ("-o", "json"), **options).out,
-                           object_pairs_hook=collections.OrderedDict)
-        for kind in ("JSON", "Json"):
-            again = self.done(*argv + ("-o", kind), **options).out
-            self.assertEqual(json.loads(again), value)
-        for kind in ("yaml", "YAML", "--output=Yaml"):
-            flags = (kind,) if kind.startswith("-") else ("-o", kind)
-            self.assertEqual(self.done(*argv + flags, **options).out, llamactl.yaml_text(value))
-        return value
+    def test_words_of_use_profile(self):
+        for word in ("1", "true", "yes", "on", "t", "y", "TRUE", "Yes", "oN"):
+            with self.subTest(word=word):
+                env = dict(self.full, LLAMA_CLOUD_USE_PROFILE=word)
+                self.assertEqual(self.used("deployments get", env)[0][0], "profile's")
+        for word in ("0", "false", "no", "off", "f", "n", "2", "maybe", "truely"):
+            with self.subTest(word=word):
+                env = dict(self.full, LLAMA_CLOUD_USE_PROFILE=word)
+                self.assertEqual(self.used("deployments get", env)[0][0], "variable's")
 
-    def table(self, *argv, **options):
-        """The cells of a text table; no command colours or truncates."""
-        text = self.done(*argv, **options).out
-        self.assertEqual(self.done(*argv + ("-o", "TEXT"), **options).out, text)
-        self.assertNotIn("\x1b", text)
-        return [re.split(" {2,}", line) for line in text.splitlines()]
+    def test_no_key_goes_to_another_server(self):
+        """Whatever is set, the profile's key is seen by its own server alone."""
+        names = sorted(self.full) + ["LLAMACTL_PROFILE"]
+        for bits in range(16):
+            chosen = [name for index, name in enumerate(names) if bits >> index & 1]
+            env = {name: self.full.get(name, "main") for name in chosen}
+            for command in ("deployments get", "projects get", "auth status", "organizations get"):
+                self.call(*command.split(), env=env)
+        for name, key in (("profile's", KEY), ("variable's", OTHER_KEY), ("default", OTHER_KEY)):
+            with self.subTest(server=name):
+                self.assertGreater(len(self.servers[name].requests), 4)
+                self.assertEqual(bearers(self.servers[name].requests) - {"none"}, {key})
 
-    def login(self, *argv, **options):
-        options.setdefault("code", 0)
-        code = options.pop("code")
-        result = self.call("auth", "login", "--no-browser", *argv, **options)
-        self.assertEqual(result.code, code, result.err)
-        return result
+    def test_state_of_the_store_does_not_matter_to_a_full_credential(self):
+        before = self.store_text()
+        for state in ("{", "", "[]", '{"version": 99}', before[:-20], "[" * 100000, "folder"):
+            with self.subTest(state=state[:20]):
+                if state == "folder":
+                    os.unlink(self.store_path)
+                    os.mkdir(self.store_path)
+                else:
+                    with open(self.store_path, "w") as file:
+                        file.write(state)
+                for command in ("deployments get", "projects get", "auth status", "config",
+                                "auth inject --env-file %s/.env" % self.home):
+                    self.done(*command.split(), env=self.full)
+                self.assertEqual(self.call("deployments", "get").code, 1)
+        for folder in ("/proc/nowhere", "/dev/null/x"):
+            self.done("projects", "get", env=dict(self.full, LLAMACTL_CONFIG_DIR=folder))
+        homeless = dict(self.full, LLAMACTL_CONFIG_DIR="", HOME="/nonexistent")
+        self.done("deployments", "get", env=homeless)
 
-    def requests(self):
-        return [(request.method, request.path) for request in self.cloud.requests]
+    def test_the_profile_that_is_not_used_is_named(self):
+        profiles = self.profiles()
+        for current, named, words in (
+                ("main", "", "profile main"), (None, "", "a stored profile"),
+                (None, "second", "profile second"), ("main", "nope", "a stored profile")):
+            with self.subTest(current=current, named=named):
+                self.write_store(profiles, current)
+                env = dict(self.full, LLAMACTL_PROFILE=named)
+                self.assertIn("LLAMA_CLOUD_API_KEY is used instead of %s; " % words,
+                              self.done("deployments", "get", env=env).err)
+        self.write_store({})
+        self.assertEqual(self.done("deployments", "get", env=self.full).err, "")
 
-    def store_text(self):
-        with open(self.store_path) as file:
-            return file.read()
+    def test_changes_say_that_variables_win_anyway(self):
+        make_official_store(os.path.join(self.folder, "profiles.db"))
+        winning = self.without("LLAMA_CLOUD_BASE_URL")
+        changes = ["auth use main", "projects use proj-alpha", "auth logout second",
+                   "auth token --api-key %s --project proj-beta" % KEY,
+                   "auth login --project proj-alpha", "environments use " + self.url,
+                   "environments add " + self.url,
+                   "environments delete " + llamactl.DEFAULT_API_URL]
+        if os.path.exists(os.path.join(self.folder, "profiles.db")):
+            changes.append("auth import --from-official")
+        before = self.store_text()
+        for argv in changes:
+            for env, warning in (
+                    (winning, "warning: .*LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE"),
+                    ({"LLAMACTL_PROFILE": "main"}, "warning: LLAMACTL_PROFILE=main stands in"),
+                    (dict(winning, LLAMA_CLOUD_USE_PROFILE="1"), None)):
+                with self.subTest(argv=argv, env=sorted(env)):
+                    with open(self.store_path, "w") as file:
+                        file.write(before)
+                    result = self.done(*argv.split(), env=env)
+                    if warning:
+                        self.assertRegex(result.err, warning)
+                    elif "logout" not in argv:  # which warns of what remains
+                        self.assertNotIn("warning", result.err)
 
-    def key_file(self, content):
-        path = os.path.join(self.home, "key.txt")
-        with open(path, "wb") as file:
-            file.write(content)
-        return path
-
-
-def fields(value):
-    return list(value[0] if isinstance(value, list) else value)
-
-
-def bearers(requests):
-    return {request.headers.get("authorization", "none").split()[-1] for request in requests}
+    def test_malformed_values(self):
+        for name, value, message in (
+                ("LLAMA_CLOUD_BASE_URL", "ftp://x", "http"),
+                ("LLAMA_CLOUD_BASE_URL", "https://user:CANARY@x", "http"),
+                ("LLAMA_AGENTS_PROJECT_ID", "a b", "project"),
+                ("LLAMACTL_PROFILE", "nope", "nope.*main")):
+            with self.subTest(name=name, value=value):
+                env = dict(self.full, **{name: value})
+                if name == "LLAMACTL_PROFILE":
+                    self.done("projects", "get", env=env)
+                    env = {name: value}
+                result = self.call("projects", "get", env=env)
+                self.expect_failure(result, 1 if name == "LLAMACTL_PROFILE" else 2, message)
 
 
 # ==================================================================================================
-# one class a command: argv, environment, stdin -> exit code, stdout, stderr
+# commands: one class a command: argv, environment, stdin -> exit code, stdout, stderr
 # ==================================================================================================
 
 
@@ -7448,188 +7820,363 @@ class Deployments(CommandCase):
 
 
 # ==================================================================================================
-# what all commands share: variables, words, help, keys, names, hostile texts, doing it twice
+# commands: auth import
 # ==================================================================================================
 
 
-class Variables(CommandCase):
+OFFICIAL_TABLES = (
+    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
+    " api_key_id TEXT, device_oidc TEXT, id TEXT, PRIMARY KEY (name, api_url))",
+    "CREATE TABLE environments (api_url TEXT, requires_auth INTEGER, min_llamactl_version)",
+    "CREATE TABLE settings (key, value)",
+)
+OLD_OFFICIAL_TABLES = (
+    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
+    " PRIMARY KEY (name, api_url))",
+) + OFFICIAL_TABLES[1:]
+
+
+class ImportCase(DiskCase):
+    URL = "https://llama.example.com"
+    IMPORT = ("auth", "import", "--from-official")
 
     def setUp(self):
-        super().setUp()
-        self.cloud.add_key(OTHER_KEY)
-        self.with_profile()
-        self.done("auth", "token", "--api-key", OTHER_KEY, "--project", "proj-beta", "--name",
-                  "second")
-        self.done("auth", "use", "main")
-        self.cloud.deployments = []  # no warnings but those of the variables
-        self.servers = {"profile's": self.cloud}
-        for name in ("variable's", "default"):
-            stand_in = StandIn(Cloud())
-            stand_in.start()
-            self.addCleanup(stand_in.stop)
-            stand_in.cloud.add_key(OTHER_KEY)
-            stand_in.cloud.deployments = []
-            self.servers[name] = stand_in.cloud
-        self.patch(DEFAULT_API_URL=stand_in.url)
-        self.full = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
-                     "LLAMA_CLOUD_BASE_URL": self.servers["variable's"].base_url + "/"}
-        self.forget()
+        DiskCase.setUp(self)
+        self.url = self.URL
+        os.mkdir(self.folder, 0o700)
+        self.path = os.path.join(self.folder, "profiles.db")
+
+    def may_hold_secrets(self, path):
+        return "profiles.db" in path or DiskCase.may_hold_secrets(self, path)
+
+    def assert_import_fails(self, names, code=1):
+        before = tree(self.home)
+        self.assert_one_error(self.call(*self.IMPORT), code, names)
+        self.assertEqual(tree(self.home), before)
+
+
+class ImportWithoutSqliteTest(ImportCase):
+    def test_a_python_without_sqlite3_says_so(self):
+        with open(self.path, "wb") as file:
+            file.write(b"SQLite format 3\0")
+        with unittest.mock.patch.dict(sys.modules, {"sqlite3": None}):
+            self.assert_import_fails("sqlite3")
+
+    def test_get_hints_at_it_where_there_is_nothing_of_ours(self):
+        hint = "hint: llamactl auth import --from-official"
+        self.assertNotIn(hint, self.call("auth", "get").err)
+        with open(self.path, "wb") as file:
+            file.write(b"anything")
+        self.assertIn(hint, self.call("auth", "get").err)
+        self.call(*self.ALWAYS_WRITERS[0])
+        self.assertNotIn(hint, self.call("auth", "get").err)
+
+    def test_import_must_say_where_from(self):
+        before = tree(self.home)
+        self.assert_one_error(self.call("auth", "import"), 2)
+        self.assertEqual(tree(self.home), before)
+
+
+class ImportTest(ImportCase):
+    LOGIN = json.dumps({
+        "email": "dev@example.com", "user_id": "user-1", "device_name": "laptop",
+        "device_access_token": "at-CANARY-official", "device_refresh_token": "rt-CANARY-official"})
+    ROWS = (
+        ("work", "https://llama.example.com", "proj-alpha", KEY, None, None, "id-1"),
+        ("dev@example.com", "https://llama.example.com", "proj-beta", OTHER_KEY, "key-7", LOGIN,
+         "id-2"),
+        ("local", "http://localhost:8011", "proj-local", None, None, None, "id-3"),
+    )
+    ENVIRONMENTS = (("https://llama.example.com", 1, "0.4.0"), ("http://localhost:8011", 0, None))
+    SETTINGS = (("current_profile", "dev@example.com"),
+                ("current_environment_api_url", "https://llama.example.com"))
+
+    def official(self, rows=ROWS, environments=ENVIRONMENTS, settings=SETTINGS,
+                 tables=OFFICIAL_TABLES, journal="delete"):
+        """The official client's database; returns the open connection."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        database = sqlite3.connect(self.path)
+        database.execute("PRAGMA synchronous = off")
+        database.execute("PRAGMA journal_mode = " + journal).fetchall()  # PyPy waits for its end
+        for statement in tables:
+            database.execute(statement)
+        for table, content in (("profiles", rows), ("environments", environments),
+                               ("settings", settings)):
+            for row in content:
+                marks = ", ".join("?" * len(row))
+                database.execute("INSERT INTO %s VALUES (%s)" % (table, marks), row)
+        database.commit()
+        self.addCleanup(database.close)
+        return database
+
+    def closed(self, **options):
+        self.official(**options).close()
+
+    def official_files(self):
+        """The official client's files; readers of a live log share its index, "-shm"."""
+        return {path: None if path.endswith("-shm") else entry
+                for path, entry in tree(self.home).items() if "profiles.db" in path}
+
+    def take_over(self):
+        before = self.official_files()
+        result = self.call(*self.IMPORT)
+        self.assertEqual(self.official_files(), before)
+        return result
 
     def forget(self):
-        for cloud in self.servers.values():
-            cloud.reset()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.store_path)
 
-    def used(self, argv, env):
-        """(server, key, project) that a command used, and what it warned of."""
-        self.forget()
-        result = self.done(*argv.split(), env=env)
-        (name, request), = [(name, request) for name, cloud in self.servers.items()
-                            for request in cloud.requests]
-        key = {KEY: "stored", OTHER_KEY: "other"}[request.headers["authorization"].split()[1]]
-        warned = [line for line in result.err.splitlines() if line.startswith("warning: ")]
-        return (name, key, request.query.get("project_id")), warned
+    def names(self, url=None):
+        return sorted(self.stored().get(url or self.url, {"profiles": ()})["profiles"])
 
-    def without(self, *names):
-        return {name: value for name, value in self.full.items() if name not in names}
+    def test_everything_is_taken_over_and_said(self):
+        self.closed()
+        result = self.take_over()
+        self.assertEqual((result.code, result.out), (0, ""), result.err)
+        for name, *_ in self.ROWS:
+            self.assertIn(name, result.err)
+        stored = self.stored()
+        self.assertEqual(set(stored), {url for url, _, _ in self.ENVIRONMENTS})
+        self.assertFalse(stored["http://localhost:8011"]["requires_auth"])
+        expected = {("work", "token", KEY, "proj-alpha"),
+                    ("dev@example.com", "token", OTHER_KEY, "proj-beta"),
+                    ("local", "none", None, "proj-local")}
+        self.assertEqual(expected, {
+            (name, profile["auth_type"], profile.get("api_key"), profile["project_id"])
+            for record in stored.values() for name, profile in record["profiles"].items()})
+        shown = load(self.call("config", "-o", "json").out)
+        self.assertEqual((shown["environment"], shown["profile"]), (self.url, "dev@example.com"))
+        self.assertEqual(mode_of(self.store_path), "0o600")
 
-    def test_precedence(self):
-        url, key, project = ("LLAMA_CLOUD_BASE_URL", "LLAMA_CLOUD_API_KEY",
-                             "LLAMA_AGENTS_PROJECT_ID")
-        get = "deployments get"
-        main = ("profile's", "stored", "proj-alpha")
-        second = ("profile's", "other", "proj-beta")
-        variables = ("variable's", "other", "proj-beta")
-        table = (
-            (get, {}, main, None),
-            (get, self.full, variables, "LLAMA_CLOUD_USE_PROFILE=1"),
-            (get, self.without(project), main, key),
-            (get, self.without(url), ("default", "other", "proj-beta"), key),
-            (get, self.without(key, url), main, project),
-            (get, self.without(key, project), main, url),
-            (get, self.without(key), main, project),
-            (get, dict(self.full, LLAMACTL_PROFILE="main"), variables, "main"),
-            (get, dict(self.full, LLAMA_CLOUD_USE_PROFILE="1"), main, None),
-            (get, {"LLAMACTL_PROFILE": "second"}, second, None),
-            (get, {name: "" for name in self.full}, main, None),
-            (get, dict(self.full, LLAMACTL_PROFILE="", LLAMA_CLOUD_USE_PROFILE=""), variables, key),
-            (get, dict.fromkeys(["LLAMACTL_PROFILE", key], ""), main, None),
-            (get + " --project proj-alpha", self.full, ("variable's", "other", "proj-alpha"), key),
-            (get + " --project proj-alpha", self.without(project),
-             ("variable's", "other", "proj-alpha"), key),
-            (get + " --project proj-beta", {}, ("profile's", "stored", "proj-beta"), None),
-            (get + " --project proj-alpha", self.without(key, url), main, project),
-            (get + " --profile main", self.full, main, None),
-            ("--profile second " + get, {}, second, None),
-            (get + " --profile main", {"LLAMACTL_PROFILE": "second"}, main, None),
-            (get + " --profile second --project proj-alpha", self.full,
-             ("profile's", "other", "proj-alpha"), None),
-            ("projects get", self.without(project), ("variable's", "other", None), key),
-            ("projects get", self.without(url, project), ("default", "other", None), key),
-            ("projects get", self.without(key, project), main[:2] + (None,), url),
-            ("projects get --profile main", self.full, main[:2] + (None,), None),
-        )
-        for argv, env, expected, warning in table:
-            with self.subTest(argv=argv, env=sorted(env)):
-                used, warned = self.used(argv, env)
-                self.assertEqual(used, expected)
-                if warning is None:
-                    self.assertEqual(warned, [])
-                else:
-                    self.assertIn(warning, "\n".join(warned))
+    def test_a_login_arrives_without_what_would_end_it(self):
+        self.closed()
+        self.take_over()
+        text = file_bytes(self.store_path).decode()
+        for word in ("at-CANARY", "rt-CANARY", "key-7", "user-1", "laptop"):
+            self.assertNotIn(word, text)
+        with unittest.mock.patch.object(llamactl.Client, "send", side_effect=AssertionError):
+            self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
 
-    def test_words_of_use_profile(self):
-        for word in ("1", "true", "yes", "on", "t", "y", "TRUE", "Yes", "oN"):
-            with self.subTest(word=word):
-                env = dict(self.full, LLAMA_CLOUD_USE_PROFILE=word)
-                self.assertEqual(self.used("deployments get", env)[0][0], "profile's")
-        for word in ("0", "false", "no", "off", "f", "n", "2", "maybe", "truely"):
-            with self.subTest(word=word):
-                env = dict(self.full, LLAMA_CLOUD_USE_PROFILE=word)
-                self.assertEqual(self.used("deployments get", env)[0][0], "variable's")
+    def test_twice_is_the_same_as_once(self):
+        self.closed()
+        self.take_over()
+        once = file_bytes(self.store_path)
+        result = self.take_over()
+        self.assertEqual((result.code, file_bytes(self.store_path)), (0, once))
 
-    def test_no_key_goes_to_another_server(self):
-        """Whatever is set, the profile's key is seen by its own server alone."""
-        names = sorted(self.full) + ["LLAMACTL_PROFILE"]
-        for bits in range(16):
-            chosen = [name for index, name in enumerate(names) if bits >> index & 1]
-            env = {name: self.full.get(name, "main") for name in chosen}
-            for command in ("deployments get", "projects get", "auth status", "organizations get"):
-                self.call(*command.split(), env=env)
-        for name, key in (("profile's", KEY), ("variable's", OTHER_KEY), ("default", OTHER_KEY)):
-            with self.subTest(server=name):
-                self.assertGreater(len(self.servers[name].requests), 4)
-                self.assertEqual(bearers(self.servers[name].requests) - {"none"}, {key})
+    def test_what_is_ours_already_stays(self):
+        key = "llx-CANARY-quite-another-one"
+        self.write_store({"work": {"auth_type": "token", "api_key": key, "project_id": "p"},
+                          "mine": {"auth_type": "token", "api_key": OTHER_KEY,
+                                   "project_id": "proj-beta"}}, "work")
+        self.closed()
+        for _ in range(2):
+            self.assertEqual(self.take_over().code, 0)
+            profiles = self.profiles()
+            self.assertEqual(sorted(profiles), ["mine", "work", "work-2"])
+            self.assertEqual([profiles[name]["api_key"] for name in ("work", "work-2")],
+                             [key, KEY])
+            self.assertEqual(self.stored()[self.url]["current_profile"], "work")
 
-    def test_state_of_the_store_does_not_matter_to_a_full_credential(self):
-        before = self.store_text()
-        for state in ("{", "", "[]", '{"version": 99}', before[:-20], "[" * 100000, "folder"):
-            with self.subTest(state=state[:20]):
-                if state == "folder":
-                    os.unlink(self.store_path)
-                    os.mkdir(self.store_path)
-                else:
-                    with open(self.store_path, "w") as file:
-                        file.write(state)
-                for command in ("deployments get", "projects get", "auth status", "config",
-                                "auth inject --env-file %s/.env" % self.home):
-                    self.done(*command.split(), env=self.full)
-                self.assertEqual(self.call("deployments", "get").code, 1)
-        for folder in ("/proc/nowhere", "/dev/null/x"):
-            self.done("projects", "get", env=dict(self.full, LLAMACTL_CONFIG_DIR=folder))
-        homeless = dict(self.full, LLAMACTL_CONFIG_DIR="", HOME="/nonexistent")
-        self.done("deployments", "get", env=homeless)
+    def test_old_databases_have_fewer_columns(self):
+        self.closed(rows=[row[:4] for row in self.ROWS], tables=OLD_OFFICIAL_TABLES)
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
 
-    def test_the_profile_that_is_not_used_is_named(self):
-        profiles = self.profiles()
-        for current, named, words in (
-                ("main", "", "profile main"), (None, "", "a stored profile"),
-                (None, "second", "profile second"), ("main", "nope", "a stored profile")):
-            with self.subTest(current=current, named=named):
-                self.write_store(profiles, current)
-                env = dict(self.full, LLAMACTL_PROFILE=named)
-                self.assertIn("LLAMA_CLOUD_API_KEY is used instead of %s; " % words,
-                              self.done("deployments", "get", env=env).err)
+    def test_an_open_database_with_a_write_ahead_log(self):
+        # the rows stand in the log alone while the official client has the file open
+        database = self.official(journal="wal")
+        self.assertGreater(os.path.getsize(self.path + "-wal"), 0)
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        database.close()
+
+    def test_a_closed_database_with_a_write_ahead_log(self):
+        self.closed(journal="wal")
+        self.assertEqual(sorted(os.listdir(self.folder)), ["profiles.db"])
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+
+    def test_a_write_ahead_log_that_a_crash_left(self):
+        self.official(journal="wal")
+        kept = {suffix: file_bytes(self.path + suffix) for suffix in ("", "-wal")}
+        shutil.rmtree(self.folder)
+        os.mkdir(self.folder, 0o700)
+        for suffix, content in kept.items():
+            with open(self.path + suffix, "wb") as file:
+                file.write(content)
+        before = tree(self.home)
+        result = self.call(*self.IMPORT)
+        left = {path for path in tree(self.home) if "profiles.json" not in path}
+        self.assertEqual(left, set(before))  # reading made no index beside it
+        self.assertEqual(self.official_files(), {path: entry for path, entry in before.items()
+                                                 if path != self.folder})
+        if result.code:
+            self.assert_one_error(result, 1, self.path)  # never an import of half the rows
+        else:
+            self.assertEqual(self.names(), ["dev@example.com", "work"])
+
+    def test_a_journal_that_a_crash_left(self):
+        self.closed()
+        for content, code in ((b"not undone yet", 1), (b"", 0)):
+            with open(self.path + "-journal", "wb") as file:
+                file.write(content)
+            result = self.take_over()
+            self.assertEqual((result.code, "left by a crash" in result.err), (code, code == 1))
+
+    def test_a_link_to_an_open_database_with_a_write_ahead_log(self):
+        link, self.path = self.path, os.path.join(self.home, "real-profiles.db")
+        os.symlink(self.path, link)
+        database = self.official(journal="wal")
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        database.close()
+
+    def test_a_folder_with_an_odd_name(self):
+        self.folder = os.path.join(self.home, "we?ird %20#f;older\u00e9")
+        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
+        os.mkdir(self.folder, 0o700)
+        self.path = os.path.join(self.folder, "profiles.db")
+        self.store_path = os.path.join(self.folder, "profiles.json")
+        self.closed()
+        self.assertEqual(self.take_over().code, 0)
+        self.assertEqual(self.names(), ["dev@example.com", "work"])
+
+    def assert_left_out(self, rows):
+        """Each of ROWS, before a good one: it is warned about, and the good one arrives."""
+        for row in rows:
+            with self.subTest(row=row):
+                self.closed(rows=(row + (None, None, None), self.ROWS[0]))
+                self.forget()
+                result = self.take_over()
+                self.assertEqual(result.code, 0, result.err)
+                self.assertEqual(self.names(), ["work"])
+                self.assertEqual(len(self.warnings_of(result)), 1, result.err)
+
+    def test_rows_without_a_usable_key_or_project_are_left_out(self):
+        self.assert_left_out((
+            ("bad", self.URL, "p", None), ("bad", self.URL, "p", ""),
+            ("bad", self.URL, "p", "two words"), ("bad", self.URL, "p", "llx-CANARY-line\nbreak"),
+            ("bad", self.URL, "p", b"llx-CANARY-bytes"), ("bad", self.URL, None, OTHER_KEY),
+            ("bad", self.URL, b"\xff", OTHER_KEY),
+        ))
+
+    def test_a_stored_environment_that_does_not_say_so_requires_auth(self):
+        self.closed(rows=(("bad", self.URL, "p", None, None, None, None), self.ROWS[0]),
+                    environments=())
+        self.url = self.URL
         self.write_store({})
-        self.assertEqual(self.done("deployments", "get", env=self.full).err, "")
+        data = load(file_bytes(self.store_path).decode())
+        del data["environments"][self.URL]["requires_auth"]
+        with open(self.store_path, "w") as file:
+            json.dump(data, file)
+        result = self.take_over()
+        self.assertEqual((result.code, self.names()), (0, ["work"]))
+        self.assertEqual(len(self.warnings_of(result)), 1, result.err)
 
-    def test_changes_say_that_variables_win_anyway(self):
-        make_official_store(os.path.join(self.folder, "profiles.db"))
-        winning = self.without("LLAMA_CLOUD_BASE_URL")
-        changes = ["auth use main", "projects use proj-alpha", "auth logout second",
-                   "auth token --api-key %s --project proj-beta" % KEY,
-                   "auth login --project proj-alpha", "environments use " + self.url,
-                   "environments add " + self.url,
-                   "environments delete " + llamactl.DEFAULT_API_URL]
-        if os.path.exists(os.path.join(self.folder, "profiles.db")):
-            changes.append("auth import --from-official")
-        before = self.store_text()
-        for argv in changes:
-            for env, warning in (
-                    (winning, "warning: .*LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE"),
-                    ({"LLAMACTL_PROFILE": "main"}, "warning: LLAMACTL_PROFILE=main stands in"),
-                    (dict(winning, LLAMA_CLOUD_USE_PROFILE="1"), None)):
-                with self.subTest(argv=argv, env=sorted(env)):
-                    with open(self.store_path, "w") as file:
-                        file.write(before)
-                    result = self.done(*argv.split(), env=env)
-                    if warning:
-                        self.assertRegex(result.err, warning)
-                    elif "logout" not in argv:  # which warns of what remains
-                        self.assertNotIn("warning", result.err)
+    def test_rows_without_a_usable_url_are_left_out(self):
+        self.assert_left_out(
+            ("bad", url, "p", OTHER_KEY)
+            for url in (None, "", "not a URL", "ftp://example.com", b"https://llama.example.com"))
 
-    def test_malformed_values(self):
-        for name, value, message in (
-                ("LLAMA_CLOUD_BASE_URL", "ftp://x", "http"),
-                ("LLAMA_CLOUD_BASE_URL", "https://user:CANARY@x", "http"),
-                ("LLAMA_AGENTS_PROJECT_ID", "a b", "project"),
-                ("LLAMACTL_PROFILE", "nope", "nope.*main")):
-            with self.subTest(name=name, value=value):
-                env = dict(self.full, **{name: value})
-                if name == "LLAMACTL_PROFILE":
-                    self.done("projects", "get", env=env)
-                    env = {name: value}
-                result = self.call("projects", "get", env=env)
-                self.expect_failure(result, 1 if name == "LLAMACTL_PROFILE" else 2, message)
+    def test_names_and_logins_of_odd_types_do_no_harm(self):
+        rows = (
+            (None, self.URL, "p", OTHER_KEY, None, None, None),
+            (b"\xff", self.URL, "p", OTHER_KEY, None, None, None),
+            (7, self.URL, "p", 123456789012, None, None, None),
+            ("", self.URL, "p", OTHER_KEY, None, None, None),
+            ("\x1b[2Jevil\u202e\n", self.URL, "p", OTHER_KEY, None, None, None),
+            ("--all", self.URL, "p", OTHER_KEY, None, None, None),
+            ("odd", self.URL, "p q\n", OTHER_KEY, 7, "not JSON", b"\0"),
+            ("odd", self.URL, "", OTHER_KEY, b"\xff", 9, None),
+            ("odd", self.URL + "/", "p", OTHER_KEY, None, "[" * 5000, None),
+        )
+        for row in rows:
+            with self.subTest(row=row[:4]):
+                self.closed(rows=(row, self.ROWS[0]))
+                self.forget()
+                result = self.take_over()
+                self.assertEqual(result.code, 0, result.err)
+                self.assertIn("work", self.names())
+                self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
+                self.assertEqual(self.call("auth", "get").code, 0)
+
+    def test_odd_settings_and_environments_do_no_harm(self):
+        odd = (None, 7, 1.5, b"\xff", "", "not a URL", "file:///etc/passwd", "\x1b[2J")
+        for value in odd:
+            for kind in ("environment", "current environment", "current profile", "version"):
+                with self.subTest(kind=kind, value=value):
+                    environments, settings = self.ENVIRONMENTS, self.SETTINGS
+                    if kind == "environment":
+                        environments += ((value, value, None),)
+                    elif kind == "version":
+                        environments = ((self.URL, value, value),)
+                    else:
+                        changed = {"current environment": "current_environment_api_url",
+                                   "current profile": "current_profile"}[kind]
+                        settings = tuple((key, value if key == changed else other)
+                                         for key, other in settings)
+                    self.closed(environments=environments, settings=settings)
+                    self.forget()
+                    result = self.take_over()
+                    self.assertEqual(result.code, 0, result.err)
+                    self.assertEqual(self.names(), ["dev@example.com", "work"])
+                    for command in (("environments", "get"), ("config",), ("auth", "get")):
+                        self.assertEqual(self.call(*command).code, 0)
+
+    def test_text_that_is_not_utf_8(self):
+        self.closed(rows=(self.ROWS[0],))
+        database = sqlite3.connect(self.path)
+        database.execute("INSERT INTO profiles SELECT CAST(X'ff41' AS TEXT), api_url, 'q',"
+                         " CAST(X'ff42' AS TEXT), null, null, null FROM profiles")
+        database.commit()
+        database.close()
+        result = self.take_over()
+        self.assertIn(result.code, (0, 1))
+        if result.code:
+            self.assert_one_error(result, 1, self.path)
+        else:
+            self.assertEqual(self.names(), ["work"])
+
+    def test_what_is_no_database_of_the_official_client(self):
+        self.closed()
+        whole = file_bytes(self.path)
+        damaged = (b"", b"not a database", b"SQLite format 3\0", b"\0" * 4096,
+                   whole[:100], whole[:4096], whole[:100] + b"\xff" * 8000)
+        for content in damaged:
+            with self.subTest(content[:20]):
+                with open(self.path, "wb") as file:
+                    file.write(content)
+                self.assert_import_fails(self.path)
+        for missing in range(3):
+            with self.subTest(missing=missing):
+                tables = OFFICIAL_TABLES[:missing] + OFFICIAL_TABLES[missing + 1:]
+                kept = [content if number != missing else () for number, content in
+                        enumerate((self.ROWS, self.ENVIRONMENTS, self.SETTINGS))]
+                self.closed(tables=tables, rows=kept[0], environments=kept[1], settings=kept[2])
+                self.assert_import_fails(self.path)
+
+    def test_nothing_there(self):
+        self.assert_import_fails(self.path)
+        os.mkdir(self.path)
+        self.assert_import_fails(self.path)
+        os.rmdir(self.path)
+        os.mkfifo(self.path)
+        self.assert_one_error(self.process(*self.IMPORT, timeout=20), 1, self.path)
+        os.unlink(self.path)
+        shutil.rmtree(self.folder)
+        self.assert_import_fails(self.path)
+
+
+if sqlite3 is None:
+    del ImportTest
+
+
+# ==================================================================================================
+# parser: what all commands share: words, help, keys, names, hostile texts, doing it twice
+# ==================================================================================================
 
 
 class Words(CommandCase):
@@ -8110,531 +8657,6 @@ class Twice(CommandCase):
 
 
 # ==================================================================================================
-# real pseudo-terminals, real streams, real signals
-# ==================================================================================================
-
-
-class SignalCase(CommandCase):
-    """Children must not inherit signals that whoever started the tests ignores."""
-
-    def setUp(self):
-        super().setUp()
-        for number, action in ((signal.SIGINT, signal.default_int_handler),
-                               (signal.SIGHUP, signal.SIG_DFL)):
-            self.addCleanup(signal.signal, number, signal.signal(number, action))
-
-    def two_profiles(self):
-        self.write_store({
-            "blue": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
-            "blue-2": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
-            "red": {"auth_type": "token", "api_key": KEY, "project_id": "proj-beta"}}, "blue")
-
-    def current(self):
-        return self.stored()[self.url]["current_profile"]
-
-    def interrupted(self, argv, prompt, typed):
-        """Type at PROMPT, and see that the program leaves the terminal as it found it."""
-        screen = Screen([sys.executable, PROGRAM] + argv, self.env, self.home)
-        try:
-            before = termios.tcgetattr(screen.master)
-            screen.wait_for(prompt, 15)
-            screen.type(typed)
-            try:
-                code = screen.finish(5)
-            except subprocess.TimeoutExpired:
-                # Python sees a signal that comes just before a read with the next one only
-                screen.type(typed)
-                code = screen.finish(15)
-            self.assertEqual(termios.tcgetattr(screen.master), before)
-        finally:
-            screen.close()
-        self.note(code, b"", bytes(screen.seen))
-        self.assertEqual(code, 130, bytes(screen.seen))
-        return bytes(screen.seen).decode()
-
-
-class Questions(SignalCase):
-
-    def test_key_is_typed_hidden_and_project_picked(self):
-        self.cloud.projects[0]["project_name"] = "Al\x1b[2Jpha\u202e"
-        shown = self.pty(["auth", "token"], [
-            ("API key for", b"llx-CANARY-a-wrong-one\n"), ("API key for", b"llx-CANARY bad\n"),
-            ("API key for", b"  %s \n" % KEY.encode()),
-            ("or name", b"9\n"), ("or name", b"\n"), ("or name", b"proj\n"),
-            ("or name", b"BET\n")])
-        self.assertEqual(shown.code, 0)
-        self.assertNotIn("\x1b", shown.out)
-        self.assertNotIn("\u202e", shown.out)
-        self.assertNotIn("llx-", shown.out.replace("llx-wxyz", ""))
-        self.assertRegex(shown.out, r"1 .*Al.*pha.*proj-alpha.*\n.*2 .*Beta.*proj-beta")
-        profile = self.profiles()["llx-wxyz"]
-        self.assertEqual((profile["api_key"], profile["project_id"]), (KEY, "proj-beta"))
-
-    def test_a_byte_that_is_no_text_is_asked_for_again_and_not_quoted(self):
-        shown = self.pty(["auth", "token", "--project", "proj-beta"], [
-            ("API key for", b"llx-CANARY-\xff\xfe\n"), ("API key for", KEY.encode() + b"\n")])
-        self.assertEqual((shown.code, list(self.profiles())), (0, ["llx-wxyz"]), shown.out)
-        self.assertRegex(shown.out, r"\n[^\n]*is no text; try again\n")
-        self.assertNotRegex(shown.out, "CANARY|utf|codec|ff|xff")
-
-    def test_what_a_menu_shows_is_harmless(self):
-        profile = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"}
-        self.write_store({HOSTILE: profile, "red": profile}, HOSTILE)
-        shown = self.pty(["auth", "use"], [("or name [", b"red\n")])
-        self.assertEqual((shown.code, self.current()), (0, "red"))
-        self.assertIsNone(UNSHOWN.search(shown.out), ascii(shown.out))
-        self.assertEqual(4, shown.out.count("\n"), shown.out)
-
-    def test_three_tries(self):
-        shown = self.pty(["auth", "token"], [("API key for", b"llx-CANARY-wrong\n")] * 3)
-        self.assertEqual((shown.code, self.profiles()), (4, {}))
-        self.assertEqual(shown.out.count("API key for"), 3)
-        self.assertRegex(shown.out, "(?m)^error: .*401")
-
-    def test_menus(self):
-        self.two_profiles()
-        self.done("environments", "add", NOWHERE, "--no-verify")
-        self.done("environments", "use", self.url)
-        table = (
-            ("auth use", [b"3\n"], lambda: self.current() == "red"),
-            # a part of several names is none, the whole of one is
-            ("auth use", [b"0\n", b"4\n", b"nope\n", b"blu\n", b"blue\n"],
-             lambda: self.current() == "blue"),
-            ("projects use", [b"beta\n"],
-             lambda: self.profiles()["blue"]["project_id"] == "proj-beta"),
-            ("auth logout", [b"E-2\n"], lambda: sorted(self.profiles()) == ["blue", "red"]),
-            ("auth logout", [b"\n"],
-             lambda: (list(self.profiles()), self.current()) == (["red"], None)),
-            ("environments use", [b"127.0.0.1:1\n"],
-             lambda: self.rows("config")["environment"] == NOWHERE),
-            ("environments delete", [b"\n"], lambda: list(self.stored()) == [self.url]),
-        )
-        for words, answers, proof in table:
-            with self.subTest(words=words, answers=answers):
-                shown = self.pty(words.split(), [("or name", answer) for answer in answers])
-                self.assertEqual(shown.code, 0, shown.out)
-                self.assertTrue(proof(), shown.out)
-                if words.startswith("auth use"):
-                    self.assertRegex(shown.out, r"(?m)^\* +\d  (red|blue)$")
-
-    def test_leaving_a_question(self):
-        self.two_profiles()
-        before = self.store_text()
-        for argv, prompt in ((["auth", "token"], "API key for"), (["auth", "use"], "or name")):
-            for typed in (b"\x03", b"\x04"):
-                with self.subTest(argv=argv, typed=typed):
-                    shown = self.interrupted(argv, prompt, typed)
-                    self.assertNotIn("Traceback", shown)
-                    self.assertLessEqual(shown.count("\n"), 6)
-        self.assertEqual(self.store_text(), before)
-
-    def test_where_nobody_can_be_asked(self):
-        self.two_profiles()
-        quiet = "exec \"$0\" \"$@\" 2> error.txt"
-        table = (
-            (["auth", "use"], {"TERM": "dumb"}, None), (["auth", "logout"], {"CI": "true"}, None),
-            (["auth", "token"], {"TERM": "dumb"}, None),
-            (["auth", "use"], {"CI": ""}, ["sh", "-c", quiet, sys.executable, PROGRAM]),
-        )
-        for argv, env, command in table:
-            with self.subTest(argv=argv, env=env):
-                shown = self.pty(argv, env=env, command=command and command + argv)
-                text = shown.out
-                if command:
-                    with open(os.path.join(self.home, "error.txt")) as file:
-                        text = file.read()
-                    self.assertEqual(shown.out, "")
-                self.assertEqual(shown.code, 2)
-                choices = "--api-key" if "token" in argv else "NAME.*blue, blue-2, red"
-                self.assertRegex(text, choices)
-                self.assertNotIn("by number", text)
-
-    def test_login_counts_down_and_asks_for_the_project(self):
-        self.cloud.pending_polls = 1
-        shown = self.pty(["auth", "login"], [("left", b""), ("or name", b"2\n")])
-        self.assertEqual(shown.code, 0, shown.out)
-        self.assertRegex(shown.out, r"[0-9]:[0-5][0-9] left")
-        for lifetime in (600, 86400):
-            self.cloud.pending_polls, self.cloud.expires_in = 1, lifetime
-            shown = self.pty(["auth", "login", "--project", "proj-beta"], [("waiting, ", b"")])
-            lines = re.findall("\r([^\r\n]+)(?=\r)", shown.out)
-            self.assertEqual({20}, {max(map(len, lines))}, lines)  # a narrow terminal's width
-        self.assertEqual(self.profiles()["dev@example.com"]["project_id"], "proj-beta")
-
-    def test_login_that_is_interrupted_or_whose_terminal_hangs_up(self):
-        self.cloud.interval, self.cloud.auto_approve = 60, None
-        before = self.store_text()
-        self.interrupted(["auth", "login"], "left", b"\x03")
-        result = self.pty(["auth", "login"], [("left", None)])
-        self.assertIn(result.code, (130, -signal.SIGHUP))
-        self.assertEqual((self.store_text(), os.listdir(self.folder).count("profiles.json.new")),
-                         (before, 0))
-
-    def test_hang_up_at_a_question_under_nohup(self):
-        self.two_profiles()
-        nohup = ["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\"", sys.executable, PROGRAM]
-        for argv, prompt in ((["auth", "use"], "or name"), (["auth", "token"], "API key for")):
-            with self.subTest(argv=argv):
-                result = self.pty(argv, [(prompt, None)], command=nohup + argv)
-                # getpass, once it cannot restore a terminal that is gone, says so instead
-                self.assertIn(result.code, (130, 2) if "token" in argv else (130,))
-                self.assertEqual(self.current(), "blue")
-
-
-class ProgramOnStdin(SignalCase):
-    """curl ... | python3 - auth token"""
-
-    def shell(self, *argv):
-        return ["sh", "-c", '"$0" - %s < "$1"' % " ".join(argv), sys.executable, PROGRAM]
-
-    def test_it_asks_at_the_controlling_terminal(self):
-        shown = self.pty([], [("API key for", KEY.encode() + b"\n"), ("or name", b"beta\n")],
-                         command=self.shell("auth", "token"))
-        self.assertEqual(shown.code, 0, shown.out)
-        self.assertNotIn("llx-", shown.out.replace("llx-wxyz", ""))
-        self.assertEqual(self.profiles()["llx-wxyz"]["project_id"], "proj-beta")
-
-    def test_the_program_is_no_key(self):
-        for flag in ("--api-key", "--api-key-file"):
-            with self.subTest(flag=flag):
-                shown = self.pty([], command=self.shell("auth", "token", flag, "-"))
-                self.assertEqual((shown.code, self.profiles()), (2, {}))
-                self.assertRegex(shown.out, "(?m)^error: .*(stdin|standard input).*program")
-
-    def test_without_any_terminal(self):
-        self.two_profiles()
-        for argv in (["auth", "token"], ["auth", "use"]):
-            with self.subTest(argv=argv):
-                with open(PROGRAM, "rb") as program:
-                    process = subprocess.Popen(
-                        [sys.executable, "-"] + argv, env=self.env, cwd=self.home, stdin=program,
-                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-                    out, err = process.communicate()
-                self.expect_failure(self.note(process.returncode, out, err), 2,
-                                    "--api-key|NAME.*blue")
-
-
-class Streams(SignalCase):
-
-    def shell(self, redirection, *argv, **options):
-        """Run with REDIRECTION; the program's stderr is read unless that was redirected."""
-        process = subprocess.Popen(
-            ["sh", "-c", 'exec "$0" "$@" ' + redirection, sys.executable, PROGRAM] + list(argv),
-            env=dict(self.env, **options.pop("env", {})), cwd=self.home, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        out, err = process.communicate(timeout=30)
-        return self.note(process.returncode, out, err)
-
-    def test_closed_and_full(self):
-        self.with_profile()
-        listing = self.done("auth", "get").out
-        for redirection, argv, code, out, err in (
-                (">&-", "auth get", 1, "", "^error: .*output.*\n$"),
-                ("> /dev/full", "auth get", 1, "", "^error: .*output.*\n$"),
-                ("<&-", "auth get", 0, listing, ""),
-                ("<&-", "auth token", 2, "", "^error: .*--api-key.*\nhint: .*\n$"),
-                ("<&-", "auth token --api-key - --project p", 2, "", "^error: .*input.*\n$"),
-                ("2>&-", "auth get", 0, listing, ""),
-                ("2>&-", "auth use nope", 1, "", ""),
-                ("2> /dev/full", "auth use nope", 1, "", ""),
-                (">&- 2>&- <&-", "auth use main", 0, "", "")):
-            with self.subTest(redirection=redirection, argv=argv):
-                self.expect(self.shell(redirection, *argv.split()), code, out, err)
-
-    def test_output_is_whole_or_an_error(self):
-        """Unbuffered, one write may take a part of it, or nothing of it where it would wait."""
-        read, full = os.pipe()
-        self.addCleanup(os.close, read)
-        self.addCleanup(os.close, full)
-        os.set_blocking(full, False)
-        with contextlib.suppress(BlockingIOError):
-            while os.write(full, b"x" * 4096):
-                pass
-        for env in ({}, {"PYTHONUNBUFFERED": "1"}):
-            with self.subTest(env=env), open(os.path.join(self.home, "out"), "wb") as file:
-                self.assertEqual(self.process("--help", env=env).out, self.done("--help").out)
-                with file_size_limit(100):
-                    limited = self.spawn("--help", env=env, stdout=file)
-                for process in (limited, self.spawn("--help", env=env, stdout=full)):
-                    _, err = process.communicate(timeout=30)
-                    self.expect(self.note(process.returncode, b"", err), 1, "",
-                                r"\Aerror: standard output.*\n\Z")
-
-    def test_closed_pipe_ends_quietly(self):
-        self.with_profile()
-        for argv, stream, code in (
-                (["auth", "get"], "stdout", 0), (["--help"], "stdout", 0),
-                (["auth", "get", "-o", "json"], "stdout", 0),
-                (["auth", "use", "main"], "stderr", 0), (["auth", "use", "nope"], "stderr", 1)):
-            with self.subTest(argv=argv):
-                read, write = os.pipe()
-                os.close(read)
-                process = self.spawn(*argv, **{stream: write})
-                os.close(write)
-                out, err = process.communicate()
-                self.assertEqual((process.returncode, out or err or b""), (code, b""))
-
-    def test_stdout_is_utf_8_in_any_locale(self):
-        self.with_profile(project_name="Gr\u00fc\u00dfe \u4f60\u597d \U0001f999")
-        ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0",
-                      "PYTHONIOENCODING": "ascii"}
-        for flags in ((), ("-o", "json")):
-            result = self.process("config", *flags, env=ascii_only)
-            self.assertEqual(result.code, 0)
-            self.assertEqual(result.out, self.done("config", *flags).out)
-        self.assertIn("\U0001f999", self.done("config").out)
-        self.assertEqual(self.process("projects", "use", "proj-alpha", env=ascii_only).code, 0)
-
-    def test_ctrl_c_while_waiting(self):
-        """A poll's pause of a minute, and a server that never answers."""
-        self.with_profile()
-        self.cloud.interval, self.cloud.auto_approve = 60, None
-        self.cloud.fault(LIST_PROJECTS, "silence")
-        for argv, reached in (
-                (["auth", "login"], lambda: self.cloud.sent("/oidc/device_authorization")),
-                (["projects", "get"], lambda: self.cloud.sent(LIST_PROJECTS))):
-            with self.subTest(argv=argv):
-                process = self.spawn(*argv)
-                if argv == ["auth", "login"]:
-                    process.stderr.readline()
-                end = time.monotonic() + 20
-                while not reached() and time.monotonic() < end:
-                    select.select([], [], [], 0.005)
-                started = time.monotonic()
-                process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=30)
-                self.note(process.returncode, out, err)
-                self.assertEqual((process.returncode, out), (130, b""), err)
-                self.assertLess(time.monotonic() - started, 5)
-
-
-class Browser(CommandCase):
-
-    def setUp(self):
-        super().setUp()
-        self.patch(MACOS=False)
-
-    def opened(self, env, *argv, browser="firefox", **device):
-        """The addresses that a login, refused at once, gave to the browser."""
-        self.cloud.device_answer = device
-        self.cloud.token_script = [(400, {"error": "access_denied"})]
-        addresses = []
-        fake = types.SimpleNamespace(name=browser, open=lambda url, *rest: addresses.append(url))
-        error = webbrowser.Error if browser is None else None
-        with unittest.mock.patch.object(webbrowser, "get", return_value=fake, side_effect=error):
-            result = self.call("auth", "login", *argv, env=env)
-        self.assertEqual(result.code, 4, result.err)
-        return addresses
-
-    def test_where_a_graphical_one_is_plausible(self):
-        display = {"DISPLAY": ":0"}
-        for env in (display, {"WAYLAND_DISPLAY": "wayland-0"}):
-            address, = self.opened(env)
-            self.assertTrue(address.startswith(self.url + "/oidc/device?user_code="))
-        plain = {"verification_uri": "https://id.example/d", "verification_uri_complete": None}
-        self.assertEqual(self.opened(display, **plain), ["https://id.example/d"])
-
-    def test_where_it_is_not(self):
-        display = {"DISPLAY": ":0"}
-        for env in ({}, {"DISPLAY": ""}, dict(display, SSH_CONNECTION="a 1 b 2"),
-                    dict(display, SSH_TTY="/dev/pts/1"), dict(display, SSH_CLIENT="a 1 2")):
-            with self.subTest(env=env):
-                self.assertEqual(self.opened(env), [])
-        self.assertEqual(self.opened(display, "--no-browser"), [])
-        self.assertEqual(self.opened(display, browser=None), [])
-        for name in ("w3m", "lynx", "links", "elinks", "www-browser", "/usr/bin/lynx", "links2"):
-            with self.subTest(name=name):
-                self.assertEqual(self.opened(display, browser=name), [])
-
-    def test_addresses_that_no_browser_must_see(self):
-        for address in ("javascript:alert(1)", "file:///etc/passwd", "ftp://x/", "-x", "",
-                        "https://a.example/\n--profile", "data:text/html,x", "https:evil"):
-            with self.subTest(address=address):
-                device = {"verification_uri": address or "javascript:1",
-                          "verification_uri_complete": address or None}
-                self.assertEqual(self.opened({"DISPLAY": ":0"}, **device), [])
-
-
-# ==================================================================================================
-# start-up, everywhere
-# ==================================================================================================
-
-
-class StartUp(CommandCase):
-
-    def run_python(self, *argv, stdin=None, env=()):
-        process = subprocess.Popen(
-            [sys.executable] + list(argv), env=dict(self.env, **dict(env)), cwd=self.home,
-            stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        out, err = process.communicate(timeout=30)
-        return self.note(process.returncode, out, err)
-
-    def test_ways_to_start_it(self):
-        self.with_profile()
-        renamed = os.path.join(self.home, "my tool")
-        shutil.copy(PROGRAM, renamed)
-        module = os.path.join(self.home, "llamactl.py")
-        shutil.copy(PROGRAM, module)
-        os.chmod(module, 0o755)
-        expected = self.done("auth", "get").out
-        for argv in ([PROGRAM], ["-m", "llamactl"], ["-I", "-S", "-O", PROGRAM], [renamed],
-                     ["-W", "error", PROGRAM]):
-            with self.subTest(argv=argv[:-1]):
-                self.expect(self.run_python(*argv + ["auth", "get"]), 0, expected)
-        with open(PROGRAM, "rb") as program:
-            self.expect(self.run_python("-", "auth", "get", stdin=program), 0, expected)
-        with open(PROGRAM, "rb") as program:
-            result = self.run_python(stdin=program)
-        self.assertEqual((result.code, result.out), (0, self.done().out))
-        with open(PROGRAM, "rb") as program:
-            self.assertEqual(program.readline(), b"#!/usr/bin/env python3\n")
-
-    def test_local_commands_import_next_to_nothing(self):
-        self.with_profile()
-        heavy = {"urllib", "ssl", "http", "email", "getpass", "webbrowser", "hashlib",
-                 "subprocess", "tempfile", "shutil", "sqlite3", "typing", "dataclasses", "inspect",
-                 "socket"}
-        listing = "print(' '.join(sorted(sys.modules)), file=sys.stderr)\n"
-        bare = self.run_python("-I", "-S", "-c", "import argparse, json, sys\n" + listing)
-        self.assertEqual(bare.code, 0)
-        lines = ("auth get", "auth use main", "auth inject", "config -o yaml", "environments get",
-                 "environments add https://a.example --no-verify", "environments use " + self.url,
-                 "environments delete https://a.example", "auth logout main")
-        for line in lines:
-            with self.subTest(line=line):
-                result = self.run_python("-I", "-S", "-c", AS_MAIN + listing, PROGRAM,
-                                         "--quiet", *line.split())
-                self.assertEqual(result.code, 0)
-                modules = set(result.err.split()) - set(bare.err.split())
-                self.assertIn("json", result.err.split())
-                self.assertEqual(heavy & {name.partition(".")[0] for name in modules}, set())
-
-    def test_python_2_reads_a_sentence(self):
-        with open(PROGRAM, encoding="utf-8") as file:
-            source = file.read()
-        first = ast.parse(source).body[1]
-        self.assertIsInstance(first, ast.AnnAssign)  # which Python 2 and 3.5 cannot parse
-        sentence = source.splitlines()[first.lineno - 1]
-        self.assertIn("needs Python 3.6 or newer", sentence)
-        for python in python_2():
-            shown = subprocess.Popen([python, PROGRAM, "auth", "get"], env=self.env,
-                                     stderr=subprocess.PIPE).communicate()[1].decode()
-            self.assertIn(sentence, shown)
-
-    def test_missing_modules(self):
-        """What a self-compiled or stripped Python may lack."""
-        self.with_profile()
-        self.url = "https://127.0.0.1:1"
-        missing = "import sys\nfor name in sys.argv.pop(1).split(','): sys.modules[name] = None\n"
-        run = missing + AS_MAIN + "sys.exit(status)\n"
-        for names in ("fcntl", "sqlite3,_sqlite3", "readline"):  # one by one, then all together
-            self.expect(self.run_python("-c", run, names, PROGRAM, "auth", "use", "main"), 0, "", "main")
-            self.expect(self.run_python("-c", run, names, PROGRAM, "projects", "get"), 0, None)
-        names = "fcntl,_ssl,ssl,sqlite3,_sqlite3,readline"
-        for line, code, message in (
-                ("auth get", 0, ""), ("projects get", 0, ""),
-                ("environments add https://127.0.0.1:1 --no-verify", 0, "https"),
-                ("auth token --api-key %s --project p" % KEY, 1, "^error: .*no ssl module.*\n$"),
-                ("auth status --offline", 4, ""),
-                ("auth import --from-official", 1, "^error: .*sqlite3.*\n$")):
-            with self.subTest(line=line):
-                result = self.run_python("-c", run, names, PROGRAM, *line.split())
-                self.expect(result, code, None, message)
-
-    def test_nothing_below_the_folder_is_made_elsewhere(self):
-        self.assertEqual(self.run_python(PROGRAM, "auth", "get", env={
-            "LLAMACTL_CONFIG_DIR": "", "HOME": self.home}).code, 0)
-        self.assertEqual(os.listdir(self.home), ["conf"])
-
-
-def python_2():
-    """The Python 2.7 of this machine, if there is one that runs."""
-    found = [os.path.join(folder, "python2.7")
-             for folder in os.environ.get("PATH", "").split(os.pathsep)]
-    root = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
-    versions = os.path.join(root, "versions")
-    if os.path.isdir(versions):
-        found += [os.path.join(versions, name, "bin", "python2.7")
-                  for name in sorted(os.listdir(versions)) if name.startswith("2.7")]
-    for path in found:
-        if os.access(path, os.X_OK):
-            with open(os.devnull, "w") as nowhere:
-                if subprocess.call([path, "-c", ""], stdout=nowhere, stderr=nowhere) == 0:
-                    return [path]
-    return []
-
-
-class OtherSystems(CommandCase):
-    """The branches for Windows, walked here by simulation."""
-
-    def setUp(self):
-        super().setUp()
-        self.patch(WINDOWS=True)
-
-    def test_exec_waits_and_passes_the_code_on(self):
-        self.with_profile()
-        with unittest.mock.patch.object(subprocess, "call", return_value=9) as call:
-            result = self.call("auth", "exec", "--", "tool", "-x")
-        self.assertEqual(result.code, 9)
-        self.assertEqual(call.call_args[0][0], ["tool", "-x"])
-        self.assertEqual(call.call_args[1]["env"]["LLAMA_CLOUD_API_KEY"], KEY)
-        for error, code in ((FileNotFoundError(), 127), (PermissionError(), 126)):
-            with unittest.mock.patch.object(subprocess, "call", side_effect=error):
-                self.assertEqual(self.call("auth", "exec", "--", "tool").code, code)
-
-    def test_a_reader_holds_up_a_rename_but_for_a_moment(self):
-        self.with_profile()
-        replace, refusals = os.replace, [PermissionError(), PermissionError()]
-
-        def stubborn(source, target):
-            if refusals:
-                raise refusals.pop()
-            replace(source, target)
-
-        self.patch(LOCK_PAUSE=0.0)
-        with unittest.mock.patch.object(os, "replace", stubborn):
-            self.done("auth", "logout", "main")
-        self.assertEqual((self.profiles(), refusals), ({}, []))
-
-    def test_the_store_needs_nothing_of_posix(self):
-        """No fcntl, no owners, no modes on descriptors, no folder that could be fsynced."""
-        calls, busy = [], [OSError(errno.EDEADLK, "busy"), OSError(errno.EACCES, "busy")]
-
-        def locking(descriptor, mode, size):
-            calls.append((mode, size))
-            if busy:
-                raise busy.pop()
-
-        fake = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
-        for name in ("geteuid", "getuid", "fchmod", "fchown", "uname"):
-            if hasattr(os, name):
-                patcher = unittest.mock.patch.object(os, name, create=True)
-                patcher.start()
-                self.addCleanup(patcher.stop)
-                delattr(os, name)
-        self.patch(LOCK_PAUSE=0.0)
-        with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
-            self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
-            self.done("auth", "inject", "--env-file", os.path.join(self.home, "win.env"))
-        self.assertEqual(list(self.profiles()), ["llx-wxyz"])
-        self.assertGreater(len(calls), 3)
-        self.assertEqual(set(calls), {(2, 1)})
-
-    def test_a_lock_that_a_live_process_holds_is_named(self):
-        fake = types.SimpleNamespace(
-            locking=unittest.mock.Mock(side_effect=OSError(errno.EACCES, "busy")), LK_NBLCK=2)
-        self.patch(LOCK_TIMEOUT=0.05)
-        with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
-            self.expect_failure(self.call("auth", "use", "x"), 1, "profiles.json")
-
-    def test_folder(self):
-        roaming = os.path.join(self.home, "Roaming")
-        self.done("environments", "add", NOWHERE, "--no-verify",
-                  env={"LLAMACTL_CONFIG_DIR": "", "APPDATA": roaming, "XDG_CONFIG_HOME": "/x"})
-        self.assertIn("profiles.json", os.listdir(os.path.join(roaming, "llamactl")))
-
-
-# ==================================================================================================
 # the README, typed from top to bottom; the demo; the package
 # ==================================================================================================
 
@@ -8714,7 +8736,8 @@ class Readme(Case):
 
     def test_the_first_commands_are_the_demo_and_the_tests(self):
         screen = "\n".join(self.text.splitlines()[:60])
-        for command in ("python3 test_llamactl.py demo", "python3 test_llamactl.py           # all tests"):
+        for command in ("python3 test_llamactl.py demo",
+                        "python3 test_llamactl.py           # all tests"):
             self.assertIn(command, screen)
 
     def test_it_is_no_longer_than_the_house_allows(self):
@@ -8763,7 +8786,8 @@ class Sandbox(Case):
     def test_it_says_what_to_type_and_that_works(self):
         sandbox = subprocess.Popen(
             [sys.executable, "-u", os.path.abspath(__file__), "sandbox"], stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, env=dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM, TMPDIR=self.home))
+            stderr=subprocess.STDOUT,
+            env=dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM, TMPDIR=self.home))
         try:
             said = ""
             while "llamactl auth login" not in said:
