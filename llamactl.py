@@ -115,7 +115,7 @@ ENV_COMMENT = r"[ \t]+(#.*)"
 ENV_ENDINGS = ((r"\r\Z", "\r"), (r"(?<!\r)\n", "\n"), (r"\n", "\r\n"), (r"\r", "\r"))
 SAFE_YAML = r"[A-Za-z_](?:[A-Za-z0-9_./@:+-]*[A-Za-z0-9_/])?"
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
-LOOPBACK = r"https?://(localhost|127\.[0-9.]+|\[::1\])(?=[:/]|$)"
+IN_CLEAR = r"http://(?!(localhost|127\.[0-9.]+|\[::1\])([:/]|$))"
 URL_HOST = r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)"
 
 # ==== errors: the one exception, and the kinds of it that callers treat differently ===============
@@ -268,9 +268,6 @@ def normal_url(text: str) -> str:
         raise Failure(what, "llamactl environments add " + DEFAULT_API_URL, EXIT_USAGE) from None
     port = "" if number == DEFAULT_PORTS[scheme] else ":%d" % number
     return scheme + "://" + host + port + path.rstrip("/")
-
-def is_in_clear(url: str) -> bool:
-    return url.startswith("http:") and not re.match(LOOPBACK, url)
 
 def version_numbers(text: str) -> "List[int]":
     return [int(number) for number in re.findall("[0-9]{1,9}", text)]
@@ -696,7 +693,10 @@ def exclusive(path: str, *passing: str) -> "Iterator[None]":
             while not try_lock(descriptor):
                 require(time.monotonic() < end, path + " is locked by another process")
                 time.sleep(LOCK_PAUSE)
-            if os.fstat(descriptor).st_nlink:  # else its last holder removed it
+            held = False
+            with contextlib.suppress(FileNotFoundError):  # its last holder removed it
+                held = os.path.samestat(os.stat(path), os.fstat(descriptor))
+            if held:
                 try:
                     yield
                 finally:
@@ -857,12 +857,15 @@ def rewrite_env(path: str, edit: "Callable[[str], str]", warn: "Tell") -> bool:
                 raise
             warn("%s is written in place, so a crash meanwhile would tear it" % path)
             with open(real, "rb+", buffering=0) as file:
-                content = edited(file.read())
-                if hasattr(os, "posix_fallocate"):  # so that a full disk is noticed before
-                    os.posix_fallocate(file.fileno(), 0, len(content))
-                file.seek(0)
-                write_through(file.fileno(), content)
-                file.truncate()
+                content = file.read()
+                size, content = len(content), edited(content)
+                try:
+                    write_through(file.fileno(), content[size:])  # first what needs more room
+                    file.seek(0)
+                    write_through(file.fileno(), content)
+                    size = len(content)
+                finally:
+                    file.truncate(size)
     return True
 
 # ==== http: the one place that sends anything; urllib and ssl live here ===========================
@@ -1045,7 +1048,7 @@ class Client:
             headers["Content-Type"] = kind
         if token is not None:
             self.hide(token)
-            if is_in_clear(url):
+            if re.match(IN_CLEAR, url):
                 self.warn(origin_of(url) + " is not encrypted: keys can be read on the way")
             headers["Authorization"] = "Bearer " + plain(token, "the API key")
         for _ in range(MAX_REDIRECTS + 1):
@@ -1378,10 +1381,9 @@ def credential_of_profile(
 def resolve(surroundings: Surroundings, store: Store, named: "Text", project: "Text",
             needs_project: bool) -> Credential:
     """A command's credential: of the profile NAMED, else of variables, else of the current one."""
-    warn, credential = store.warn, None
-    if not named:
-        credential = credential_of_variables(surroundings, project, needs_project, warn)
-    if credential is None:
+    warn = store.warn
+    found = None if named else credential_of_variables(surroundings, project, needs_project, warn)
+    if found is None:
         return credential_of_profile(surroundings, store.load(), named, project)
     with contextlib.suppress(Failure):  # variables never fail on the state of the store
         record = environment(store.load())
@@ -1390,7 +1392,7 @@ def resolve(surroundings: Surroundings, store: Store, named: "Text", project: "T
         if record["profiles"]:
             text = "%s is used instead of %s; set %s=1 to use profiles"
             warn(text % (VAR_API_KEY, stored, VAR_USE_PROFILE))
-    return credential
+    return found
 
 def refuse_login_name(record: "Json", name: "Text") -> None:
     login = name and record["profiles"].get(name, {}).get("auth_type") == OIDC
@@ -1733,8 +1735,7 @@ def pick_profile(app: App, data: "Json", name: "Text") -> str:
     if not name and record["profiles"]:
         choices = [(each, each) for each in sorted(record["profiles"])]
         return app.terminal.choose("profile", choices, "NAME", record.get("current_profile"))
-    named = name or app.surroundings.get(VAR_PROFILE)
-    found = selected_profile(data, current_url(data), named)
+    found = selected_profile(data, current_url(data), name or app.surroundings.get(VAR_PROFILE))
     require(found, "there is no profile", "llamactl auth token --project ID", EXIT_REJECTED)
     return str(found)
 
@@ -1880,7 +1881,7 @@ def environments_get(app: App, args: Args) -> None:
 def environments_add(app: App, args: Args) -> None:
     url = normal_url(args.url)
     app.store.check_writable()
-    if is_in_clear(url):
+    if re.match(IN_CLEAR, url):
         app.terminal.warn(url + " is not encrypted: keys can be read on the way")
     facts = {} if args.no_verify else get_version(app.client, url)
     facts.pop("capabilities", None)
@@ -2033,8 +2034,7 @@ auth token --api-key - --project ID < key.txt
 auth login
 auth login --resume --project ID
 auth inject --env-file deploy/.env --profile llx-wxyz
-auth exec llx-wxyz -- python3 app.py
-environments add https://llama.example.com""".splitlines()
+auth exec llx-wxyz -- python3 app.py""".splitlines()
 GROUPS = {
     "": "Sign in to LlamaCloud with one file and the standard library.",
     "auth": "Get credentials, keep them, choose between them, hand them on.",
