@@ -65,7 +65,7 @@ TRUE_WORDS = ("1", "true", "yes", "on", "t", "y")
 STORE_NAME, STORE_VERSION = "profiles.json", 1
 OFFICIAL_STORE, DAMAGED = "profiles.db", ".damaged-"
 TOKEN, OIDC, NO_AUTH = "token", "oidc", "none"  # how a profile authenticates
-MAX_DIGITS = MAX_WORDS = 300  # of a number, since int() takes its time; of a server's words
+MAX_DIGITS = MAX_EXPLANATION = 300  # int() takes its time over more; characters of a server's
 LOCK_TIMEOUT, LOCK_PAUSE = 10.0, 0.02  # seconds, like all times here
 RENAME_TIMEOUT = BROWSER_TIMEOUT = 1.0
 UNROUTABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EACCES, errno.EPERM)
@@ -197,8 +197,8 @@ def masked(text: str, secrets: "Set[str]") -> str:
 def shortened(text: str) -> str:
     """TEXT on one line, cut at white space alone, since no mask fits a part of a secret."""
     line = " ".join(text.split())
-    whole_words = line[:MAX_WORDS].rpartition(" ")[0]
-    return line if len(line) <= MAX_WORDS else (whole_words + " ...").strip()
+    whole_words = line[:MAX_EXPLANATION].rpartition(" ")[0]
+    return line if len(line) <= MAX_EXPLANATION else (whole_words + " ...").strip()
 
 def last_four(secret: str) -> str:
     """At most the last four characters, and none of a secret too short to spare them."""
@@ -472,8 +472,8 @@ class Terminal:
             self.tell("warning: " + text)
 
     def can_ask(self) -> bool:
-        get, everywhere = self.surroundings.get, (self.input, sys.stderr)
-        return all(map(is_terminal, everywhere)) and not get("CI") and get("TERM") != "dumb"
+        get, streams = self.surroundings.get, (self.input, sys.stderr)
+        return all(map(is_terminal, streams)) and not get("CI") and get("TERM") != "dumb"
 
     def ask(self, question: str) -> str:
         """One line from the user; raises KeyboardInterrupt at Ctrl-C, Ctrl-D and a hang-up."""
@@ -1142,7 +1142,7 @@ def request_device_code(client: Client, provider: Provider) -> "Json":
 
 def poll_for_tokens(poll: "Callable[[], Answer]", interval: float, expires_at: float,
                     wait: "Wait", clock: "Callable[[], float]") -> "Json":
-    """The token answer, once the user approved (RFC 8628 §3.4, §3.5); seconds; raises Failure."""
+    """The token answer, once approved (RFC 8628 §3.4, §3.5); times in seconds; raises Failure."""
     pause, trouble = interval, None  # type: float, Optional[Unreachable]
     while True:
         wait(max(0.0, min(pause, expires_at - clock())))
@@ -2142,7 +2142,7 @@ def unknown_command(words: str) -> Failure:
     verbs = {command.split()[1]: command for command in COMMANDS if command.startswith(group + " ")}
     known = verbs or {name: name for name in list(COMMANDS) + list(GROUPS)}
     near = get_close_matches(verb if verbs else words, known, 1)
-    hint = known[near[0]] if near else RETIRED.get(group, group * bool(verbs) + " --help").strip()
+    hint = known[near[0]] if near else RETIRED.get(group, group + " --help" if verbs else "--help")
     return Failure("there is no command '%s'" % words, "llamactl " + hint, EXIT_USAGE)
 
 # ==== main: read, dispatch, and the only place that catches everything ============================
