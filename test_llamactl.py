@@ -3408,6 +3408,21 @@ class StoreFolderTest(DiskCase):
                     self.assertEqual(modes, dict.fromkeys(STORE_FILES, "0o600"))
             shutil.rmtree(self.folder)
 
+    def test_files_are_private_from_birth(self):
+        """Before anything is written: who opened the empty file could read what comes later."""
+        born, fchmod = [], os.fchmod
+
+        def noted(descriptor, mode):
+            born.append(oct(stat.S_IMODE(os.fstat(descriptor).st_mode)))
+            fchmod(descriptor, mode)
+
+        with umask(0), unittest.mock.patch.object(os, "fchmod", noted):
+            self.assertEqual(self.call(*self.ALWAYS_WRITERS[0]).code, 0)
+            self.assertEqual(self.call("auth", "inject", "--env-file",
+                                       os.path.join(self.home, "new.env")).code, 0)
+        self.assertGreaterEqual(len(born), 4)  # the store, the .env and their locks
+        self.assertEqual(set(born), {"0o600"})
+
     def test_missing_parents_are_made_private_too(self):
         self.folder = os.path.join(self.home, "a", "b", "c")
         with umask(0):
