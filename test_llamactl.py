@@ -4025,6 +4025,24 @@ class FullDiskTest(DiskCase):
         self.with_profile()
         self.call(*self.ALWAYS_WRITERS[1])
         self.call("environments", "use", self.url)
+
+    def test_a_change_is_none_the_less_one_where_folders_cannot_be_synced(self):
+        for refused in (lambda path, flags: path == self.folder, None):
+            with self.subTest(opened=refused is None), contextlib.ExitStack() as stack:
+                if refused:
+                    stack.enter_context(opening_fails(refused, errno.EACCES))
+                else:
+                    fsync = os.fsync
+
+                    def of_files(descriptor):
+                        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                            raise OSError(errno.EINVAL, "no folder can be synced")
+                        fsync(descriptor)
+
+                    stack.enter_context(unittest.mock.patch.object(os, "fsync", of_files))
+                result = self.call("environments", "use", llamactl.DEFAULT_API_URL)
+                self.assertEqual((result.code, self.call("environments", "use", self.url).code),
+                                 (0, 0), result.err)
         self.cloud.reset()
 
     def test_the_disk_is_full_after_so_many_bytes(self):
@@ -4563,6 +4581,20 @@ class EnvFile(Case):
         self.lines = ["LLAMA_CLOUD_API_KEY=" + KEY, "LLAMA_CLOUD_BASE_URL=" + self.url,
                       "LLAMA_AGENTS_PROJECT_ID=proj-alpha"]
         self.text = "\n".join(self.lines) + "\n"
+
+    def test_a_lock_that_its_last_holder_removed_is_taken_anew(self):
+        lock, still_there, try_lock = self.path + ".llamactl-lock", [], llamactl.try_lock
+
+        def taken(descriptor):
+            if not still_there:  # the last holder leaves between our opening and our locking
+                os.unlink(lock)
+            still_there.append(os.path.exists(lock))
+            return try_lock(descriptor)
+
+        with unittest.mock.patch.object(llamactl, "try_lock", taken):
+            self.inject()
+        self.assertEqual((still_there, self.read().decode()), ([False, True], self.text))
+        self.assertFalse(os.path.exists(lock))
 
     def inject(self, *argv, code=0, path=None, **options):
         result = self.call("auth", "inject", "--env-file", path or self.path, *argv, **options)
