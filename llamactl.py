@@ -1085,7 +1085,7 @@ class Client:
         import threading  # neither a name look-up nor a row of dead addresses heeds a time-out
         from urllib.request import Request
         origin, end = origin_of(url), self.deadline or time.monotonic() + WHOLE_TIMEOUT
-        began, ended = threading.Event(), threading.Event()
+        began = threading.Event()
         answers, failures = [], []  # type: List[Answer], List[Failure]
 
         def run() -> None:
@@ -1097,12 +1097,13 @@ class Client:
             except Exception as error:  # handed over to the thread that waits
                 failures.append(explained(error, origin, began.is_set()))
             began.set()
-            ended.set()
 
-        threading.Thread(target=run, daemon=True).start()
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
         if not began.wait(max(0.0, min(ANSWER_TIMEOUT, end - time.monotonic()))):
             raise Unreachable(origin + ": no answer in time", SILENCE)
-        if not ended.wait(max(0.0, end - time.monotonic())):
+        thread.join(max(0.0, end - time.monotonic()))
+        if thread.is_alive():
             raise Unreachable(origin + ": the answer was not whole in time", SLOW)
         if failures:
             raise failures[0]
@@ -2003,6 +2004,7 @@ WIDE_OUTPUT = option("-o", "text|wide|json|yaml", "how to print (default: text)"
 EVERYWHERE = [option("-h", "", "show this help", "--help"),
               option("--quiet", "", "no notices and no progress"),
               option("--native-tls", "", "changes nothing: always so")]
+VERSION = [option("--version", "", "show the version")]
 HEADINGS = {"credential": "--api-key-file --api-key --profile",
             "choice": "--project --org --name", "browser": "--no-browser --start --resume",
             "everywhere": "-h --quiet --native-tls"}
@@ -2030,7 +2032,6 @@ COMMANDS = {
                             [DEPLOYMENT, PROFILE, PROJECT, WIDE_OUTPUT]),
     "config": Verb(config, "Show what commands use, without network.", [PROFILE, OUTPUT])}
 EXAMPLES = """auth token --api-key-file /run/secrets/llama --project ID
-auth token --api-key - --project ID < key.txt
 auth login
 auth login --resume --project ID
 auth inject --env-file deploy/.env --profile llx-wxyz
@@ -2110,8 +2111,7 @@ def list_parser(group: str) -> Parser:
     about = "\n".join([GROUPS[group], "", "commands:"] + listing)
     usage = " ".join(("llamactl %s COMMAND [options]" % group).split())
     epilog = examples(group) + (VARIABLES_HELP if group else MAIN_HELP)
-    options = [] if group else [option("--version", "", "show the version")]
-    return new_parser(group, usage, about, epilog, options)
+    return new_parser(group, usage, about, epilog, [] if group else VERSION)
 
 VALUED = {flag for verb in COMMANDS.values() for flags, settings in verb.options for flag in flags
           if flag.startswith("-") and "metavar" in settings}
