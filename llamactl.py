@@ -3416,7 +3416,13 @@ RENAMED = {  # `auth` stood before most of them
     "project": "projects use",
     "organizations": "organizations get",
 }
-NOT_OFFERED = tuple("agentcore completion dev init pkg serve".split()) + (
+NOT_OFFERED = (
+    "agentcore",
+    "completion",
+    "dev",
+    "init",
+    "pkg",
+    "serve",
     "config destroy",
     "config show-db",
     "deployments apply",

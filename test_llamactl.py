@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Tests of llamactl.py, with the standard library alone and a stand-in for LlamaCloud on loopback.
+"""Tests of llamactl.py, with the standard library alone and a stand-in for LlamaCloud on
+loopback.
 
-python3 test_llamactl.py              all tests; a class or Class.test behind it runs just that
+python3 test_llamactl.py              all tests; a class or Class.test behind it runs
+just that
 python3 test_llamactl.py demo         the whole job, each command with what it printed
 python3 test_llamactl.py sandbox      keeps the stand-in up to play with, until Ctrl-C
 python3 test_llamactl.py bench        measures start-up, network commands and growth
-python3 test_llamactl.py yaml-readers what PyYAML and ruamel.yaml read, where they are installed
+python3 test_llamactl.py yaml-readers what PyYAML and ruamel.yaml read, where they are
+installed
 """
+
 import ast
 import base64
 import collections
@@ -79,6 +83,7 @@ MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg7LtYqYeTRHtvAcx5
 -----END PRIVATE KEY-----
 """
 
+
 def b64url(data):
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
@@ -97,7 +102,7 @@ def jwt(claims):
 Request = collections.namedtuple("Request", "method path query headers body time")
 Answer = collections.namedtuple("Answer", "status body headers")
 
-NO_STORE = {"cache-control": "no-store"}        # RFC 6749 section 5.1
+NO_STORE = {"cache-control": "no-store"}  # RFC 6749 section 5.1
 FORM = "application/x-www-form-urlencoded"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
@@ -133,8 +138,11 @@ def merged(base, overrides):
     """Overrides win; one that is None removes the member."""
     result = dict(base)
     result.update(overrides)
-    return {name: value for name, value in result.items()
-            if not (value is None and name in overrides)}
+    return {
+        name: value
+        for name, value in result.items()
+        if not (value is None and name in overrides)
+    }
 
 
 def oauth_form(request):
@@ -194,11 +202,20 @@ class Recorder:
         """Queue a fault for the next times requests to path ("*": any)."""
         known = dict({"executed": False}, **FAULTS[kind])
         if not set(options) <= set(known):
-            raise TypeError("unknown option of %s: %s" % (kind, sorted(set(options) - set(known))))
+            raise TypeError(
+                "unknown option of %s: %s" % (kind, sorted(set(options) - set(known)))
+            )
         known.update(options)
         with self.lock:
-            self.faults.append({"path": path, "kind": kind, "times": times, "method": method,
-                                "options": known})
+            self.faults.append(
+                {
+                    "path": path,
+                    "kind": kind,
+                    "times": times,
+                    "method": method,
+                    "options": known,
+                }
+            )
 
     def receive(self, request):
         """Record the request; its number, and (kind, options) of a fault or None."""
@@ -209,8 +226,11 @@ class Recorder:
 
     def _next_fault(self, request):
         for fault in self.faults:
-            if (fault["times"] > 0 and fault["path"] in ("*", request.path)
-                    and fault["method"] in (None, request.method)):
+            if (
+                fault["times"] > 0
+                and fault["path"] in ("*", request.path)
+                and fault["method"] in (None, request.method)
+            ):
                 fault["times"] -= 1
                 return fault["kind"], fault["options"]
         return None
@@ -239,7 +259,7 @@ class Provider(Recorder):
         self.devices = {}
         self.interval = 1
         self.enforce_interval = True
-        self.slow_down_step = 5         # RFC 8628 section 3.5
+        self.slow_down_step = 5  # RFC 8628 section 3.5
         self.expires_in = 600
         self.device_answer = {}
         self.auto_approve = None
@@ -261,8 +281,11 @@ class Provider(Recorder):
     def pending(self):
         """The user codes that wait for a decision."""
         with self.lock:
-            return [device["user_code"] for device in self.devices.values()
-                    if device["state"] == "pending" and self.clock() < device["expires_at"]]
+            return [
+                device["user_code"]
+                for device in self.devices.values()
+                if device["state"] == "pending" and self.clock() < device["expires_at"]
+            ]
 
     def approve(self, user_code, sub="user-1", email="dev@example.com"):
         """LookupError where no such code is pending; email=None: an account without one."""
@@ -276,8 +299,10 @@ class Provider(Recorder):
         typed = re.sub("[^A-Z]", "", user_code.upper())
         with self.lock:
             for device in self.devices.values():
-                if (device["user_code"] in self.pending()
-                        and device["user_code"].replace("-", "") == typed):
+                if (
+                    device["user_code"] in self.pending()
+                    and device["user_code"].replace("-", "") == typed
+                ):
                     device.update(decision)
                     return
         raise LookupError("no such code is pending: %r" % user_code)
@@ -302,40 +327,64 @@ class Provider(Recorder):
 
     def configuration(self, request=None):
         issuer = self.base_url + "/oidc"
-        return reply(merged({
-            "issuer": issuer,
-            "device_authorization_endpoint": issuer + "/device_authorization",
-            "token_endpoint": issuer + "/token",
-            "revocation_endpoint": issuer + "/revoke",
-            "authorization_endpoint": issuer + "/authorize",
-            "scopes_supported": ["openid", "email", "profile", "offline_access"],
-            "response_types_supported": ["code"],
-            "grant_types_supported": [DEVICE_GRANT, "refresh_token"],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["RS256"],
-        }, self.configuration_overrides))
+        return reply(
+            merged(
+                {
+                    "issuer": issuer,
+                    "device_authorization_endpoint": issuer + "/device_authorization",
+                    "token_endpoint": issuer + "/token",
+                    "revocation_endpoint": issuer + "/revoke",
+                    "authorization_endpoint": issuer + "/authorize",
+                    "scopes_supported": ["openid", "email", "profile", "offline_access"],
+                    "response_types_supported": ["code"],
+                    "grant_types_supported": [DEVICE_GRANT, "refresh_token"],
+                    "subject_types_supported": ["public"],
+                    "id_token_signing_alg_values_supported": ["RS256"],
+                },
+                self.configuration_overrides,
+            )
+        )
 
     def device_authorization(self, request):
         form = oauth_form(request)
         device = {
-            "device_code": "dc-CANARY-" + secrets.token_hex(16), "user_code": new_user_code(),
-            "client_id": self._client(form), "scope": form.get("scope", ""),
-            "expires_at": self.clock() + self.expires_in, "interval": self.interval,
-            "state": "pending", "polls": 0, "last_poll": None, "sub": None, "email": None}
+            "device_code": "dc-CANARY-" + secrets.token_hex(16),
+            "user_code": new_user_code(),
+            "client_id": self._client(form),
+            "scope": form.get("scope", ""),
+            "expires_at": self.clock() + self.expires_in,
+            "interval": self.interval,
+            "state": "pending",
+            "polls": 0,
+            "last_poll": None,
+            "sub": None,
+            "email": None,
+        }
         self.devices[device["device_code"]] = device
         page_url = self.base_url + "/oidc/device"
-        return reply(merged({
-            "device_code": device["device_code"], "user_code": device["user_code"],
-            "verification_uri": page_url,
-            "verification_uri_complete": page_url + "?user_code=" + device["user_code"],
-            "expires_in": self.expires_in, "interval": self.interval,
-        }, self.device_answer), headers=NO_STORE)
+        return reply(
+            merged(
+                {
+                    "device_code": device["device_code"],
+                    "user_code": device["user_code"],
+                    "verification_uri": page_url,
+                    "verification_uri_complete": page_url
+                    + "?user_code="
+                    + device["user_code"],
+                    "expires_in": self.expires_in,
+                    "interval": self.interval,
+                },
+                self.device_answer,
+            ),
+            headers=NO_STORE,
+        )
 
     def token(self, request):
         form = oauth_form(request)
         self._client(form)
         grant = {DEVICE_GRANT: self._poll, "refresh_token": self._refresh}.get(
-            required(form, "grant_type"))
+            required(form, "grant_type")
+        )
         if grant is None:
             raise oauth_error("unsupported_grant_type")
         return grant(form)
@@ -357,7 +406,9 @@ class Provider(Recorder):
     def _client(self, form):
         client_id = required(form, "client_id")
         overridden = self.discovery_overrides.get("client_ids")
-        if client_id not in list(self.client_ids.values()) + list((overridden or {}).values()):
+        if client_id not in list(self.client_ids.values()) + list(
+            (overridden or {}).values()
+        ):
             raise oauth_error("invalid_client", 401)
         return client_id
 
@@ -366,16 +417,24 @@ class Provider(Recorder):
             status, body = self.token_script.pop(0)
             return reply(body, status, NO_STORE)
         device = self.devices.get(required(form, "device_code"))
-        if (device is None or device["state"] == "consumed"
-                or device["client_id"] != form["client_id"]):
+        if (
+            device is None
+            or device["state"] == "consumed"
+            or device["client_id"] != form["client_id"]
+        ):
             raise oauth_error("invalid_grant")
         if self.clock() >= device["expires_at"]:
             raise oauth_error("expired_token")
         self._check_pace(device)
         self._check_decision(device)
         device["state"] = "consumed"
-        login = {"sub": device["sub"], "email": device["email"], "scope": device["scope"],
-                 "client_id": device["client_id"], "revoked": False}
+        login = {
+            "sub": device["sub"],
+            "email": device["email"],
+            "scope": device["scope"],
+            "client_id": device["client_id"],
+            "revoked": False,
+        }
         self.logins.append(login)
         return self._tokens(login)
 
@@ -383,14 +442,21 @@ class Provider(Recorder):
         now, last = self.clock(), device["last_poll"]
         device["last_poll"] = now
         # A fiftieth of tolerance: clocks of 16 ms exist, and so do sums of floats.
-        if self.enforce_interval and last is not None and now - last < device["interval"] * 0.98:
+        if (
+            self.enforce_interval
+            and last is not None
+            and now - last < device["interval"] * 0.98
+        ):
             device["interval"] += self.slow_down_step
             raise oauth_error("slow_down")
 
     def _check_decision(self, device):
         device["polls"] += 1
-        if (device["state"] == "pending" and self.auto_approve is not None
-                and device["polls"] > self.pending_polls):
+        if (
+            device["state"] == "pending"
+            and self.auto_approve is not None
+            and device["polls"] > self.pending_polls
+        ):
             self.approve(device["user_code"], **self.auto_approve)
         if device["state"] == "pending":
             raise oauth_error("authorization_pending")
@@ -413,9 +479,15 @@ class Provider(Recorder):
     def _tokens(self, login):
         access_token = "at-CANARY-" + secrets.token_hex(24)
         self.access_tokens[access_token] = {
-            "login": login, "expires_at": self.clock() + self.access_token_lifetime}
-        answer = {"access_token": access_token, "token_type": "Bearer", "scope": login["scope"],
-                  "expires_in": self.access_token_lifetime}
+            "login": login,
+            "expires_at": self.clock() + self.access_token_lifetime,
+        }
+        answer = {
+            "access_token": access_token,
+            "token_type": "Bearer",
+            "scope": login["scope"],
+            "expires_in": self.access_token_lifetime,
+        }
         if "openid" in login["scope"].split():
             answer["id_token"] = self._id_token(login)
         if "offline_access" in login["scope"].split():
@@ -425,8 +497,13 @@ class Provider(Recorder):
 
     def _id_token(self, login):
         now = int(self.clock())
-        claims = {"iss": self.configuration().body.get("issuer"), "sub": login["sub"],
-                  "aud": login["client_id"], "iat": now, "exp": now + self.id_token_lifetime}
+        claims = {
+            "iss": self.configuration().body.get("issuer"),
+            "sub": login["sub"],
+            "aud": login["client_id"],
+            "iat": now,
+            "exp": now + self.id_token_lifetime,
+        }
         if login["email"] is not None:
             claims.update(email=login["email"], email_verified=True)
         claims = merged(claims, self.id_token_claims)
@@ -436,7 +513,11 @@ class Provider(Recorder):
 
     def _live_login(self, access_token):
         record = self.access_tokens.get(access_token)
-        if record and not record["login"]["revoked"] and self.clock() < record["expires_at"]:
+        if (
+            record
+            and not record["login"]["revoked"]
+            and self.clock() < record["expires_at"]
+        ):
             return record["login"]
         return None
 
@@ -472,38 +553,71 @@ def page_form(user_code):
 
 
 PROJECTS = (
-    {"project_id": "proj-alpha", "project_name": "Alpha", "deployment_count": 2,
-     "org_id": "org-one"},
-    {"project_id": "proj-beta", "project_name": "Beta", "deployment_count": 0,
-     "org_id": "org-two"},
+    {
+        "project_id": "proj-alpha",
+        "project_name": "Alpha",
+        "deployment_count": 2,
+        "org_id": "org-one",
+    },
+    {
+        "project_id": "proj-beta",
+        "project_name": "Beta",
+        "deployment_count": 0,
+        "org_id": "org-two",
+    },
 )
 ORGANIZATIONS = (
     {"org_id": "org-one", "org_name": "Org One", "is_default": True},
     {"org_id": "org-two", "org_name": "Org Two", "is_default": False},
 )
 DEPLOYMENTS = (
-    {"id": "invoices", "display_name": "Invoices",
-     "repo_url": "https://github.com/example/invoices",
-     "deployment_file_path": "llama_deploy.yml", "git_ref": "main",
-     "git_sha": "0123456789abcdef0123456789abcdef01234567",
-     "has_personal_access_token": True, "project_id": "proj-alpha",
-     "secret_names": ["OPENAI_API_KEY", "DATABASE_URL"],
-     "apiserver_url": "https://invoices.example.com/", "status": "Running", "warning": None,
-     "events": None, "appserver_version": "0.4.2", "suspended": False},
-    {"id": "chat-bot", "display_name": "Chat bot", "repo_url": "",
-     "deployment_file_path": ".", "git_ref": None, "git_sha": None,
-     "has_personal_access_token": False, "project_id": "proj-alpha", "secret_names": [],
-     "apiserver_url": None, "status": "BuildFailed",
-     "warning": "The last build failed; the previous one is served.", "events": None,
-     "appserver_version": None, "suspended": True},
+    {
+        "id": "invoices",
+        "display_name": "Invoices",
+        "repo_url": "https://github.com/example/invoices",
+        "deployment_file_path": "llama_deploy.yml",
+        "git_ref": "main",
+        "git_sha": "0123456789abcdef0123456789abcdef01234567",
+        "has_personal_access_token": True,
+        "project_id": "proj-alpha",
+        "secret_names": ["OPENAI_API_KEY", "DATABASE_URL"],
+        "apiserver_url": "https://invoices.example.com/",
+        "status": "Running",
+        "warning": None,
+        "events": None,
+        "appserver_version": "0.4.2",
+        "suspended": False,
+    },
+    {
+        "id": "chat-bot",
+        "display_name": "Chat bot",
+        "repo_url": "",
+        "deployment_file_path": ".",
+        "git_ref": None,
+        "git_sha": None,
+        "has_personal_access_token": False,
+        "project_id": "proj-alpha",
+        "secret_names": [],
+        "apiserver_url": None,
+        "status": "BuildFailed",
+        "warning": "The last build failed; the previous one is served.",
+        "events": None,
+        "appserver_version": None,
+        "suspended": True,
+    },
 )
 
 
 class Cloud(Provider):
     """Control plane and platform, on top of the provider."""
 
-    def __init__(self, requires_auth=True, capabilities=("organizations",),
-                 min_llamactl_version=None, browser_login=True):
+    def __init__(
+        self,
+        requires_auth=True,
+        capabilities=("organizations",),
+        min_llamactl_version=None,
+        browser_login=True,
+    ):
         Provider.__init__(self)
         self.server_version = "0.10.4"
         self.requires_auth = requires_auth
@@ -518,8 +632,13 @@ class Cloud(Provider):
     def add_key(self, key, projects=None, sub="user-1", email="dev@example.com", name=None):
         """An API key that sees these project ids (None: all); its record."""
         with self.lock:
-            self.keys[key] = {"id": "key-" + secrets.token_hex(6), "sub": sub, "email": email,
-                              "projects": projects, "name": name}
+            self.keys[key] = {
+                "id": "key-" + secrets.token_hex(6),
+                "sub": sub,
+                "email": email,
+                "projects": projects,
+                "name": name,
+            }
             return self.keys[key]
 
     def keys_alive(self):
@@ -536,9 +655,14 @@ class Cloud(Provider):
     # Control plane.
 
     def version(self, request):
-        return reply({"version": self.server_version, "requires_auth": self.requires_auth,
-                      "min_llamactl_version": self.min_llamactl_version,
-                      "capabilities": list(self.capabilities)})
+        return reply(
+            {
+                "version": self.server_version,
+                "requires_auth": self.requires_auth,
+                "min_llamactl_version": self.min_llamactl_version,
+                "capabilities": list(self.capabilities),
+            }
+        )
 
     def list_organizations(self, request):
         self._principal(request)
@@ -549,8 +673,11 @@ class Cloud(Provider):
     def list_projects(self, request):
         projects = self._visible(self._principal(request))
         if "org_id" in request.query:
-            projects = [project for project in projects
-                        if project.get("org_id", "default") == request.query["org_id"]]
+            projects = [
+                project
+                for project in projects
+                if project.get("org_id", "default") == request.query["org_id"]
+            ]
         return reply({"projects": projects})
 
     def list_deployments(self, request):
@@ -569,17 +696,27 @@ class Cloud(Provider):
             raise invalid("query", "project_id")
         if project_id not in [project["project_id"] for project in visible]:
             raise refusal(403, "No access to project %s" % project_id)
-        return [deployment for deployment in self.deployments
-                if deployment["project_id"] == project_id]
+        return [
+            deployment
+            for deployment in self.deployments
+            if deployment["project_id"] == project_id
+        ]
 
     # Platform.
 
     def discovery(self, request):
         if not self.browser_login:
             raise refusal(404, "OIDC is not configured on this server")
-        return reply(merged({
-            "discovery_url": self.base_url + "/oidc/.well-known/openid-configuration",
-            "client_ids": self.client_ids}, self.discovery_overrides))
+        return reply(
+            merged(
+                {
+                    "discovery_url": self.base_url
+                    + "/oidc/.well-known/openid-configuration",
+                    "client_ids": self.client_ids,
+                },
+                self.discovery_overrides,
+            )
+        )
 
     def me(self, request):
         principal = self._principal(request)
@@ -599,10 +736,21 @@ class Cloud(Provider):
             raise invalid("body", "project_id")
         project_id = asked["project_id"]
         key = "llx-CANARY-" + secrets.token_hex(20)
-        record = self.add_key(key, None if project_id is None else [project_id],
-                              login["sub"], login["email"], asked["name"])
-        return reply({"id": record["id"], "redacted_api_key": key, "name": asked["name"],
-                      "project_id": project_id})
+        record = self.add_key(
+            key,
+            None if project_id is None else [project_id],
+            login["sub"],
+            login["email"],
+            asked["name"],
+        )
+        return reply(
+            {
+                "id": record["id"],
+                "redacted_api_key": key,
+                "name": asked["name"],
+                "project_id": project_id,
+            }
+        )
 
     def delete_key(self, request, key_id):
         login = self._login(request)
@@ -630,9 +778,12 @@ class Cloud(Provider):
         raise unauthorized()
 
     def _visible(self, principal):
-        return [project for project in self.projects
-                if principal["projects"] is None
-                or project["project_id"] in principal["projects"]]
+        return [
+            project
+            for project in self.projects
+            if principal["projects"] is None
+            or project["project_id"] in principal["projects"]
+        ]
 
 
 def bearer_token(request):
@@ -702,7 +853,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             self._respond()
         except OSError:
-            self.close_connection = True        # the client is gone
+            self.close_connection = True  # the client is gone
 
     do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = do_HEAD = do_CONNECT = respond
 
@@ -724,8 +875,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = headers.get("content-length", "0")
         body = self.rfile.read(int(length) if length.isdigit() else 0)
         return Request(
-            self.command, path, dict(urllib.parse.parse_qsl(query, keep_blank_values=True)),
-            headers, body.decode("utf-8", "replace"), self.server.cloud.clock())
+            self.command,
+            path,
+            dict(urllib.parse.parse_qsl(query, keep_blank_values=True)),
+            headers,
+            body.decode("utf-8", "replace"),
+            self.server.cloud.clock(),
+        )
 
     def _answer(self, request):
         try:
@@ -733,14 +889,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.server.cloud.answer(function, request, *segments)
         except Refusal as error:
             return error.answer
-        except Exception as error:      # a bug of a test shows in its output, as a 500
+        except Exception as error:  # a bug of a test shows in its output, as a 500
             return reply({"detail": "stand-in: %r" % error}, 500)
 
     def _parts(self, answer, **changes):
         """Head and body as bytes; a header that is None is left out."""
         body, kind = encoded(answer.body)
-        headers = {"date": self.date_time_string(), "x-request-id": "req-%d" % self.number,
-                   "content-type": kind, "content-length": str(len(body))}
+        headers = {
+            "date": self.date_time_string(),
+            "x-request-id": "req-%d" % self.number,
+            "content-type": kind,
+            "content-length": str(len(body)),
+        }
         headers.update({name.lower(): value for name, value in answer.headers.items()})
         headers.update({name.replace("_", "-"): value for name, value in changes.items()})
         if answer.status == 204:
@@ -764,7 +924,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def fault_reset(self, answer, options):
         self.close_connection = True
         # With a linger time of 0 closing sends RST; a shutdown first would send FIN.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
         socket.socket(fileno=self.connection.detach()).close()
 
     def fault_close(self, answer, options):
@@ -784,11 +946,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for index in range(len(body)):
             if self.server.stopping.wait(options["delay"]):
                 return
-            self.wfile.write(body[index:index + 1])
+            self.wfile.write(body[index : index + 1])
 
     def fault_pause(self, answer, options):
         head, body = self._parts(answer)
-        self._send_last(head + body[:len(body) // 2])
+        self._send_last(head + body[: len(body) // 2])
         self.server.stopping.wait()
 
     def fault_truncated(self, answer, options):
@@ -813,14 +975,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._send(reply(options["body"], headers={"content-type": "application/json"}))
 
     def fault_huge(self, answer, options):
-        self._send_last(self._parts(reply(b""), content_length=None, connection="close",
-                                    content_type="application/json")[0])
-        for _ in range(10 * 2 ** 30 // 65536):
+        self._send_last(
+            self._parts(
+                reply(b""),
+                content_length=None,
+                connection="close",
+                content_type="application/json",
+            )[0]
+        )
+        for _ in range(10 * 2**30 // 65536):
             self.wfile.write(b" " * 65536)
 
     def fault_deep(self, answer, options):
-        self._send(reply("[" * 100000 + "]" * 100000,
-                         headers={"content-type": "application/json"}))
+        self._send(
+            reply("[" * 100000 + "]" * 100000, headers={"content-type": "application/json"})
+        )
 
     def fault_status(self, answer, options):
         self._send(reply(options["body"], options["status"], options["headers"]))
@@ -855,8 +1024,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         pass
 
     def process_request(self, request, client_address):
-        thread = threading.Thread(target=self.process_request_thread,
-                                  args=(request, client_address))
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address)
+        )
         thread.daemon = True
         self.live[thread] = request
         thread.start()
@@ -865,7 +1035,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         try:
             if self.context:
                 request = self._secured(request)
-            socketserver.ThreadingMixIn.process_request_thread(self, request, client_address)
+            socketserver.ThreadingMixIn.process_request_thread(
+                self, request, client_address
+            )
         except OSError:
             self.shutdown_request(request)
         finally:
@@ -873,8 +1045,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def _secured(self, request):
         # Shaking hands here and not on accept: a client that stalls holds up nobody else.
-        secured = self.context.wrap_socket(request, server_side=True,
-                                           do_handshake_on_connect=False)
+        secured = self.context.wrap_socket(
+            request, server_side=True, do_handshake_on_connect=False
+        )
         self.live[threading.current_thread()] = secured
         try:
             secured.do_handshake()
@@ -888,10 +1061,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         give_up = time.monotonic() + 2
         while self.live and time.monotonic() < give_up:
             for connection in list(self.live.values()):
-                try:
+                with contextlib.suppress(OSError):  # closed already
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
-                except OSError:
-                    pass        # closed already
             time.sleep(0.001)
 
 
@@ -921,8 +1092,11 @@ class StandIn:
     def start(self):
         context = tls_context() if self.tls else None
         self._server = Server((self.host, self.port), self.cloud, context)
-        self.url = "%s://%s:%d" % ("https" if self.tls else "http", self.host,
-                                   self._server.server_port)
+        self.url = "%s://%s:%d" % (
+            "https" if self.tls else "http",
+            self.host,
+            self._server.server_port,
+        )
         self.cloud.base_url = self.url
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.002,))
         self._thread.daemon = True
@@ -946,18 +1120,24 @@ class StandIn:
         self.stop()
 
 
-# ==================================================================================================
-# the harness: one temporary home and one stand-in a test; the program called in-process, as a real
+# ========================================================================================
+# the harness: one temporary home and one stand-in a test; the program called in-process,
+# as a real
 # process, or on a real pseudo-terminal
-# ==================================================================================================
+# ========================================================================================
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROGRAM = os.environ.get("LLAMACTL_UNDER_TEST") or os.path.join(HERE, "llamactl.py")
 KEY = "llx-CANARY-0123456789abcdef-wxyz"
 OTHER_KEY = "llx-CANARY-fedcba9876543210-abcd"
 # the interpreter as it was started: what runs under -I, -S, -O or -W runs its children so
-PYTHON = ([sys.executable] + ["-I"] * sys.flags.isolated + ["-S"] * sys.flags.no_site
-          + ["-O"] * sys.flags.optimize + ["-W" + each for each in sys.warnoptions])
+PYTHON = (
+    [sys.executable]
+    + ["-I"] * sys.flags.isolated
+    + ["-S"] * sys.flags.no_site
+    + ["-O"] * sys.flags.optimize
+    + ["-W" + each for each in sys.warnoptions]
+)
 CANARY = "CANARY"  # stands in every secret of every test, and in no output
 
 sys.path.insert(0, os.path.dirname(PROGRAM))
@@ -971,7 +1151,8 @@ def load(text):
 
 
 class Case(unittest.TestCase):
-    """A home of its own, the environment of a bare server, and a canary that must not sing."""
+    """A home of its own, the environment of a bare server, and a canary that must not
+    sing."""
 
     stand_in_options = {}
 
@@ -988,7 +1169,8 @@ class Case(unittest.TestCase):
         self.shrink()
 
     def shrink(self):
-        """Pauses too short to be noticed. Time-outs stay: only waiting in vain takes theirs."""
+        """Pauses too short to be noticed. Time-outs stay: only waiting in vain takes
+        theirs."""
         self.patch(RETRY_DELAYS=(0.0, 0.0), SLOW_DOWN=0.02, DEFAULT_INTERVAL=0.02)
 
     def patch(self, **constants):
@@ -999,7 +1181,9 @@ class Case(unittest.TestCase):
 
     def impatient(self):
         """For where no answer comes."""
-        return unittest.mock.patch.multiple(llamactl, ANSWER_TIMEOUT=0.25, PAUSE_TIMEOUT=0.25)
+        return unittest.mock.patch.multiple(
+            llamactl, ANSWER_TIMEOUT=0.25, PAUSE_TIMEOUT=0.25
+        )
 
     def tearDown(self):
         for heard in self.heard:
@@ -1014,8 +1198,11 @@ class Case(unittest.TestCase):
 
     def may_hold_secrets(self, path):
         name = os.path.basename(path)
-        return name.startswith("profiles.json") or name.endswith(".env") or name in (
-            "profiles.db", "key.txt")
+        return (
+            name.startswith("profiles.json")
+            or name.endswith(".env")
+            or name in ("profiles.db", "key.txt")
+        )
 
     def cloud_server(self, **options):
         """A running stand-in for LlamaCloud, with KEY known and its environment current."""
@@ -1031,17 +1218,31 @@ class Case(unittest.TestCase):
 
     def write_store(self, profiles, current=None, **extra):
         """A store whose current environment is the stand-in's."""
-        record = dict({"requires_auth": True, "current_profile": current, "profiles": profiles},
-                      **extra)
-        data = {"version": 1, "current_environment": self.url, "environments": {self.url: record}}
+        record = dict(
+            {"requires_auth": True, "current_profile": current, "profiles": profiles},
+            **extra,
+        )
+        data = {
+            "version": 1,
+            "current_environment": self.url,
+            "environments": {self.url: record},
+        }
         os.makedirs(self.folder, 0o700, exist_ok=True)
         with open(self.store_path, "w") as file:
             json.dump(data, file)
         os.chmod(self.store_path, 0o600)
 
     def with_profile(self, name="main", key=KEY, project="proj-alpha", **extra):
-        profile = dict({"auth_type": "token", "api_key": key, "project_id": project,
-                        "project_name": "Alpha", "org_id": "org-one"}, **extra)
+        profile = dict(
+            {
+                "auth_type": "token",
+                "api_key": key,
+                "project_id": project,
+                "project_name": "Alpha",
+                "org_id": "org-one",
+            },
+            **extra,
+        )
         self.write_store({name: profile}, name)
 
     def stored(self):
@@ -1051,8 +1252,11 @@ class Case(unittest.TestCase):
     def profiles(self, url=None):
         return self.stored()[url or self.url]["profiles"]
 
-    def call(self, *argv, stdin=b"", env=(), terminal=False, sings=False, program_on_stdin=False):
-        """main(argv) in this process -> Result. SINGS: this command prints a secret rightly."""
+    def call(
+        self, *argv, stdin=b"", env=(), terminal=False, sings=False, program_on_stdin=False
+    ):
+        """main(argv) in this process -> Result. SINGS: this command prints a secret
+        rightly."""
         out, err = io.BytesIO(), io.BytesIO()
         streams = {
             "stdin": io.TextIOWrapper(io.BytesIO(stdin), "utf-8"),
@@ -1065,9 +1269,13 @@ class Case(unittest.TestCase):
         with contextlib.ExitStack() as stack:
             for stream, value in streams.items():
                 stack.enter_context(unittest.mock.patch.object(sys, stream, value))
-            stack.enter_context(unittest.mock.patch.object(sys, "argv", [name] + list(argv)))
+            stack.enter_context(
+                unittest.mock.patch.object(sys, "argv", [name] + list(argv))
+            )
             environment = dict(self.env, **dict(env))
-            stack.enter_context(unittest.mock.patch.dict(os.environ, environment, clear=True))
+            stack.enter_context(
+                unittest.mock.patch.dict(os.environ, environment, clear=True)
+            )
             code = llamactl.main(list(argv))
             streams["stdout"].flush()
         return self.note(code, out.getvalue(), err.getvalue(), sings)
@@ -1099,12 +1307,16 @@ class Case(unittest.TestCase):
         return self.note(process.returncode, out or b"", err or b"", sings)
 
     def pty(self, argv, script=(), env=(), command=None, timeout=15, sings=False):
-        """The program on a pseudo-terminal in a session of its own -> Result, all text in `out`.
+        """The program on a pseudo-terminal in a session of its own -> Result, all text
+        in `out`.
 
         SCRIPT is a list of (text to wait for, bytes to type; None hangs up).
         """
-        screen = Screen(command or PYTHON + [PROGRAM] + list(argv),
-                        dict(self.env, **dict(env)), self.home)
+        screen = Screen(
+            command or PYTHON + [PROGRAM] + list(argv),
+            dict(self.env, **dict(env)),
+            self.home,
+        )
         try:
             for expected, typed in script:
                 screen.wait_for(expected, timeout)
@@ -1113,22 +1325,31 @@ class Case(unittest.TestCase):
         finally:
             screen.close()
         return self.note(code, b"", bytes(screen.seen), sings)._replace(
-            out=bytes(screen.seen).decode("utf-8", "replace").replace("\r\n", "\n"))
+            out=bytes(screen.seen).decode("utf-8", "replace").replace("\r\n", "\n")
+        )
 
 
 class Screen:
     """A process on a pseudo-terminal that is its controlling one."""
 
     # a session leader without a terminal takes the one it is told to
-    SHIM = ("import fcntl, os, sys, termios\n"
-            "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-            "os.execvpe(sys.argv[1], sys.argv[1:], os.environ)\n")
+    SHIM = (
+        "import fcntl, os, sys, termios\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "os.execvpe(sys.argv[1], sys.argv[1:], os.environ)\n"
+    )
 
     def __init__(self, command, env, cwd):
         self.master, slave = os.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self.SHIM] + command, env=env, cwd=cwd, stdin=slave,
-            stdout=slave, stderr=slave, start_new_session=True)
+            [sys.executable, "-c", self.SHIM] + command,
+            env=env,
+            cwd=cwd,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
         os.close(slave)
         self.seen = bytearray()
         self.searched = 0
@@ -1146,9 +1367,11 @@ class Screen:
 
     def wait_for(self, text, timeout):
         end = time.monotonic() + timeout
-        while text.encode() not in self.seen[self.searched:]:
+        while text.encode() not in self.seen[self.searched :]:
             if not self.read(max(0, end - time.monotonic())):
-                raise AssertionError("%r never came; there was %r" % (text, bytes(self.seen)))
+                raise AssertionError(
+                    "%r never came; there was %r" % (text, bytes(self.seen))
+                )
         self.searched = self.seen.index(text.encode(), self.searched) + len(text)
 
     def type(self, typed):
@@ -1211,7 +1434,8 @@ class CommandCase(Case):
         self.cloud = self.cloud_server()
 
     def expect(self, result, code, out="", err=""):
-        """OUT is the whole of stdout, None any; ERR is searched for in stderr, '' is none."""
+        """OUT is the whole of stdout, None any; ERR is searched for in stderr, '' is
+        none."""
         self.assertEqual(result.code, code, result.err)
         if out is not None:
             self.assertEqual(result.out, out)
@@ -1221,8 +1445,11 @@ class CommandCase(Case):
             self.assertEqual(result.err, "")
 
     def expect_failure(self, result, code, message, hint=None):
-        """One line that says what and why, then HINT if that is the next command; no data."""
-        lines = [line for line in result.err.splitlines() if not line.startswith("warning: ")]
+        """One line that says what and why, then HINT if that is the next command; no
+        data."""
+        lines = [
+            line for line in result.err.splitlines() if not line.startswith("warning: ")
+        ]
         self.assertEqual((result.code, result.out), (code, ""), result.err)
         self.assertTrue(lines and lines[0].startswith("error: "), result.err)
         self.assertRegex(lines[0], message)
@@ -1234,7 +1461,9 @@ class CommandCase(Case):
     def failures(self, table, **options):
         for argv, code, message, hint in table:
             with self.subTest(argv=argv):
-                self.expect_failure(self.call(*argv.split(), **options), code, message, hint)
+                self.expect_failure(
+                    self.call(*argv.split(), **options), code, message, hint
+                )
 
     def done(self, *argv, **options):
         result = self.call(*argv, **options)
@@ -1243,14 +1472,18 @@ class CommandCase(Case):
 
     def rows(self, *argv, **options):
         """The JSON value, after proof that YAML, in any letter case, says the same."""
-        value = json.loads(self.done(*argv + ("-o", "json"), **options).out,
-                           object_pairs_hook=collections.OrderedDict)
+        value = json.loads(
+            self.done(*argv + ("-o", "json"), **options).out,
+            object_pairs_hook=collections.OrderedDict,
+        )
         for kind in ("JSON", "Json"):
             again = self.done(*argv + ("-o", kind), **options).out
             self.assertEqual(json.loads(again), value)
         for kind in ("yaml", "YAML", "--output=Yaml"):
             flags = (kind,) if kind.startswith("-") else ("-o", kind)
-            self.assertEqual(self.done(*argv + flags, **options).out, llamactl.yaml_text(value))
+            self.assertEqual(
+                self.done(*argv + flags, **options).out, llamactl.yaml_text(value)
+            )
         return value
 
     def table(self, *argv, **options):
@@ -1286,21 +1519,42 @@ def fields(value):
 
 
 def bearers(requests):
-    return {request.headers.get("authorization", "none").split()[-1] for request in requests}
+    return {
+        request.headers.get("authorization", "none").split()[-1] for request in requests
+    }
 
 
-# ==================================================================================================
+# ========================================================================================
 # the house: its rooms, who owns what, its size
-# ==================================================================================================
+# ========================================================================================
 
-ROOMS = ("front door", "constants", "errors", "process", "text", "output", "dotenv", "terminal",
-         "disk", "store", "http", "oauth", "api", "credential", "login", "takeover", "commands",
-         "parser", "main")
+ROOMS = (
+    "front door",
+    "constants",
+    "errors",
+    "process",
+    "text",
+    "output",
+    "dotenv",
+    "terminal",
+    "disk",
+    "store",
+    "http",
+    "oauth",
+    "api",
+    "credential",
+    "login",
+    "takeover",
+    "commands",
+    "parser",
+    "main",
+)
 NETWORK_MODULES = {"urllib", "ssl", "http", "socket", "email"}
 ALLOWED_MODULES = set(
-    "argparse contextlib errno json os re stat sys time collections functools io base64 hashlib "
-    "getpass warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
-    "threading difflib traceback textwrap typing email".split())
+    "argparse contextlib errno json os re stat sys time collections io base64 getpass "
+    "warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
+    "threading difflib traceback textwrap typing email".split()
+)
 
 
 def dotted(node):
@@ -1319,10 +1573,14 @@ class House(unittest.TestCase):
             cls.source = file.read()
         cls.lines = cls.source.splitlines()
         cls.tree = ast.parse(cls.source)
-        cls.banners = [(number, re.match(r"# =+ ([a-z]+):", line).group(1))
-                       for number, line in enumerate(cls.lines, 1)
-                       if re.match("# =+ [a-z]+:", line)]
-        cls.functions = [node for node in ast.walk(cls.tree) if isinstance(node, ast.FunctionDef)]
+        cls.banners = [
+            (number, re.match(r"# =+ ([a-z]+):", line).group(1))
+            for number, line in enumerate(cls.lines, 1)
+            if re.match("# =+ [a-z]+:", line)
+        ]
+        cls.functions = [
+            node for node in ast.walk(cls.tree) if isinstance(node, ast.FunctionDef)
+        ]
 
     def room(self, node):
         behind = [name for number, name in self.banners if number < node.lineno]
@@ -1337,8 +1595,11 @@ class House(unittest.TestCase):
                 yield self.room(node), dotted(node.func), node
 
     def assert_only(self, rooms, pattern, rest=()):
-        """Calls that match PATTERN are made in ROOMS alone, REST being single exceptions."""
-        places = {(room, name) for room, name, _ in self.calls() if re.fullmatch(pattern, name)}
+        """Calls that match PATTERN are made in ROOMS alone, REST being single
+        exceptions."""
+        places = {
+            (room, name) for room, name, _ in self.calls() if re.fullmatch(pattern, name)
+        }
         self.assertTrue(places, "nothing calls %s" % pattern)
         strangers = {place for place in places if place[0] not in rooms} - set(rest)
         self.assertEqual(strangers, set())
@@ -1366,7 +1627,13 @@ class House(unittest.TestCase):
         for token in tokenize.generate_tokens(io.StringIO(self.source).readline):
             name = tokenize.tok_name[token.type]
             depth -= name == "FSTRING_END"
-            count += depth == 0 and name in ("NAME", "NUMBER", "STRING", "OP", "FSTRING_END")
+            count += depth == 0 and name in (
+                "NAME",
+                "NUMBER",
+                "STRING",
+                "OP",
+                "FSTRING_END",
+            )
             depth += name == "FSTRING_START"
         return count
 
@@ -1376,34 +1643,54 @@ class House(unittest.TestCase):
         for node in self.tree.body:
             names = [node.name] if hasattr(node, "name") else []
             for target in node.targets if isinstance(node, ast.Assign) else []:
-                names += [name.id for name in ast.walk(target) if isinstance(name, ast.Name)]
+                names += [
+                    name.id for name in ast.walk(target) if isinstance(name, ast.Name)
+                ]
             for name in names:
                 defined.setdefault(name, node.lineno)
-        downward = [(name.id, name.lineno) for node in self.tree.body for name in ast.walk(node)
-                    if isinstance(name, ast.Name) and defined.get(name.id, 0) > name.lineno
-                    and name.id not in self.own_names(node)]
+        downward = [
+            (name.id, name.lineno)
+            for node in self.tree.body
+            for name in ast.walk(node)
+            if isinstance(name, ast.Name)
+            and defined.get(name.id, 0) > name.lineno
+            and name.id not in self.own_names(node)
+        ]
         self.assertEqual(downward, [])
 
     def own_names(self, node):
         """What a function calls so itself: its parameters and the functions inside it."""
         parts = list(ast.walk(node))
-        return ({part.arg for part in parts if isinstance(part, ast.arg)}
-                | {part.name for part in parts
-                   if isinstance(part, ast.FunctionDef) and part is not node})
+        return {part.arg for part in parts if isinstance(part, ast.arg)} | {
+            part.name
+            for part in parts
+            if isinstance(part, ast.FunctionDef) and part is not node
+        }
 
     def test_who_owns_what(self):
-        self.assert_only({"terminal"}, r"sys\.(stdout|stderr|stdin)\..*|input|getpass\..*|"
-                         r"webbrowser\..*")
-        self.assert_only({"process"}, r"os\.environ\..*|os\.uname|os\.exec.*|subprocess\..*")
+        self.assert_only(
+            {"terminal"},
+            r"sys\.(stdout|stderr|stdin)\..*|input|getpass\..*|"
+            r"webbrowser\..*",
+        )
+        self.assert_only(
+            {"process"}, r"os\.environ\..*|os\.uname|os\.exec.*|subprocess\..*"
+        )
         self.assert_only({"process"}, r"os\.path\.expanduser")
-        self.assert_only({"disk", "store"}, r"open|os\.(open|replace|rename|unlink|mkdir|makedirs|"
-                         r"chmod|fchmod|fchown|fsync|listdir|ftruncate)|fcntl\..*|msvcrt\..*",
-                         [("terminal", "open"), ("disk", "open"), ("http", "os.listdir")])
+        self.assert_only(
+            {"disk", "store"},
+            r"open|os\.(open|replace|rename|unlink|mkdir|makedirs|"
+            r"chmod|fchmod|fchown|fsync|listdir|ftruncate)|fcntl\..*|msvcrt\..*",
+            [("terminal", "open"), ("disk", "open"), ("http", "os.listdir")],
+        )
         self.assert_only({"takeover"}, r"sqlite3\..*")
         self.assert_only({"http"}, r"urllib\..*|ssl\..*|http\..*|socket\..*")
         self.assertNotIn("print", {name for _, name, _ in self.calls()})
-        uses = {(self.room(node), dotted(node)) for node in ast.walk(self.tree)
-                if isinstance(node, ast.Attribute)}
+        uses = {
+            (self.room(node), dotted(node))
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Attribute)
+        }
         self.assertEqual({room for room, name in uses if name == "os.environ"}, {"process"})
         self.assertEqual({room for room, name in uses if name == "sys.exit"}, {"main"})
         streams = {"sys.stdin", "sys.stdout", "sys.stderr"}
@@ -1424,7 +1711,9 @@ class House(unittest.TestCase):
             elif name in NETWORK_MODULES and node.col_offset:
                 checked_only = node.lineno < self.banners[0][0]  # below `if TYPE_CHECKING`
                 quoting = isinstance(node, ast.ImportFrom) and node.module == "urllib.parse"
-                self.assertTrue(checked_only or quoting or self.room(node) == "http", node.lineno)
+                self.assertTrue(
+                    checked_only or quoting or self.room(node) == "http", node.lineno
+                )
 
     def test_errors_are_not_swallowed(self):
         self.assertFalse([n for n in ast.walk(self.tree) if isinstance(n, ast.Assert)])
@@ -1440,70 +1729,128 @@ class House(unittest.TestCase):
         self.assertEqual(sorted(set(broad) - {"send_once"}), ["exchange", "main"])
 
     def test_longer_functions_say_what_they_do(self):
-        bare = [node.name for node in self.functions if not ast.get_docstring(node)
-                and node.name not in ("__init__", "wait")
-                and self.last_line(node) - node.lineno >= 10]
+        bare = [
+            node.name
+            for node in self.functions
+            if not ast.get_docstring(node)
+            and node.name not in ("__init__", "wait")
+            and self.last_line(node) - node.lineno >= 10
+        ]
         self.assertEqual(bare, [])
 
     def test_every_function_is_typed(self):
-        untyped = [node.name for node in self.functions
-                   if node.returns is None or any(arg.annotation is None for arg in node.args.args
-                                                  if arg.arg != "self")]
+        untyped = [
+            node.name
+            for node in self.functions
+            if node.returns is None
+            or any(arg.annotation is None for arg in node.args.args if arg.arg != "self")
+        ]
         self.assertEqual(untyped, [])
 
     def test_four_files(self):
         """At the top level, beside what git and CI need."""
-        known = {"llamactl.py", "test_llamactl.py", "README.md", "pyproject.toml",
-                 ".ci", ".git", ".gitignore"}
+        known = {
+            "llamactl.py",
+            "test_llamactl.py",
+            "README.md",
+            "pyproject.toml",
+            ".ci",
+            ".git",
+            ".gitignore",
+        }
         ignored = {"__pycache__", ".mypy_cache", ".ruff_cache", "build", "dist"}
         found = {name for name in os.listdir(HERE) if not name.endswith(".egg-info")}
         self.assertEqual(found - known - ignored, set())
 
     def test_the_docstring_names_each_variable(self):
-        """The auditor's map is whole: what the file reads from the environment stands in it."""
-        words = {node.value for node in ast.walk(self.tree) if isinstance(node, ast.Constant)
-                 and isinstance(node.value, str)} if sys.version_info >= (3, 8) else {
-            node.s for node in ast.walk(self.tree) if isinstance(node, ast.Str)}
+        """The auditor's map is whole: what the file reads from the environment stands in
+        it."""
+        words = (
+            {
+                node.value
+                for node in ast.walk(self.tree)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
+            if sys.version_info >= (3, 8)
+            else {node.s for node in ast.walk(self.tree) if isinstance(node, ast.Str)}
+        )
         read = {word for word in words if re.fullmatch("[A-Z][A-Z_]+", word)}
-        read -= {"GET", "POST", "DELETE", "NAME", "URL", "ID", "PATH", "KEY", "AUTH",
-                 "DEPLOYMENT", "EOF", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"}  # no variables
+        read -= {
+            "GET",
+            "POST",
+            "DELETE",
+            "NAME",
+            "URL",
+            "ID",
+            "PATH",
+            "KEY",
+            "AUTH",
+            "DEPLOYMENT",
+            "EOF",
+            "O_BINARY",
+            "O_NOFOLLOW",
+            "O_NONBLOCK",
+        }  # no variables
         self.assertLessEqual({"LLAMA_CLOUD_API_KEY", "CI", "APPDATA", "DISPLAY"}, read)
-        self.assertEqual({name for name in read if name not in ast.get_docstring(self.tree)}, set())
+        self.assertEqual(
+            {name for name in read if name not in ast.get_docstring(self.tree)}, set()
+        )
 
     def test_the_numbers_are_those_promised(self):
         """The other tests shrink them; behaviour.md and the RFCs say what they are."""
         promised = {
-            "EXIT_DONE": 0, "EXIT_FAILED": 1, "EXIT_USAGE": 2, "EXIT_REJECTED": 4,
-            "EXIT_UNREACHABLE": 5, "EXIT_NOT_EXECUTABLE": 126, "EXIT_NOT_FOUND": 127,
-            "EXIT_INTERRUPTED": 130, "ANSWER_TIMEOUT": 10, "PAUSE_TIMEOUT": 10,
-            "WHOLE_TIMEOUT": 60, "LOCK_TIMEOUT": 10, "LOCKED_TIMEOUT": 8,
-            "MAX_ANSWER": 8 * 1024 * 1024, "MAX_RETRY_AFTER": 30, "DEFAULT_INTERVAL": 5,
-            "SLOW_DOWN": 5, "CLOCK_LEEWAY": 120,
-            "DEFAULT_API_URL": "https://api.cloud.llamaindex.ai"}
+            "EXIT_DONE": 0,
+            "EXIT_FAILED": 1,
+            "EXIT_USAGE": 2,
+            "EXIT_REJECTED": 4,
+            "EXIT_UNREACHABLE": 5,
+            "EXIT_NOT_EXECUTABLE": 126,
+            "EXIT_NOT_FOUND": 127,
+            "EXIT_INTERRUPTED": 130,
+            "ANSWER_TIMEOUT": 10,
+            "PAUSE_TIMEOUT": 10,
+            "WHOLE_TIMEOUT": 60,
+            "LOCK_TIMEOUT": 10,
+            "LOCKED_TIMEOUT": 8,
+            "MAX_ANSWER": 8 * 1024 * 1024,
+            "MAX_RETRY_AFTER": 30,
+            "DEFAULT_INTERVAL": 5,
+            "SLOW_DOWN": 5,
+            "CLOCK_LEEWAY": 120,
+            "DEFAULT_API_URL": "https://api.cloud.llamaindex.ai",
+        }
         self.assertEqual({name: getattr(llamactl, name) for name in promised}, promised)
         self.assertEqual(len(llamactl.RETRY_DELAYS), 2)
 
     def test_the_package(self):
         with open(os.path.join(HERE, "pyproject.toml"), encoding="utf-8") as file:
             text = file.read()
-        for line in ('requires-python = ">=3.6"', "dependencies = []",
-                     'llamactl = "llamactl:main"', 'build-backend = "flit_core.buildapi"'):
+        for line in (
+            'requires-python = ">=3.6"',
+            "dependencies = []",
+            'llamactl = "llamactl:main"',
+            'build-backend = "flit_core.buildapi"',
+        ):
             self.assertIn("\n" + line + "\n", text)
         self.assertNotIn('\nname = "llamactl"\n[', text)
         self.assertRegex(text, '(?m)^name = "llamactl-')
 
 
-# ==================================================================================================
+# ========================================================================================
 # front door: start-up, everywhere
-# ==================================================================================================
+# ========================================================================================
 
 
 class StartUp(CommandCase):
-
     def run_python(self, *argv, stdin=None, env=()):
         process = subprocess.Popen(
-            [sys.executable] + list(argv), env=dict(self.env, **dict(env)), cwd=self.home,
-            stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            [sys.executable] + list(argv),
+            env=dict(self.env, **dict(env)),
+            cwd=self.home,
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         out, err = process.communicate(timeout=30)
         return self.note(process.returncode, out, err)
 
@@ -1515,8 +1862,13 @@ class StartUp(CommandCase):
         shutil.copy(PROGRAM, module)
         os.chmod(module, 0o755)
         expected = self.done("auth", "get").out
-        for argv in ([PROGRAM], ["-m", "llamactl"], ["-I", "-S", "-O", PROGRAM], [renamed],
-                     ["-W", "error", PROGRAM]):
+        for argv in (
+            [PROGRAM],
+            ["-m", "llamactl"],
+            ["-I", "-S", "-O", PROGRAM],
+            [renamed],
+            ["-W", "error", PROGRAM],
+        ):
             with self.subTest(argv=argv[:-1]):
                 self.expect(self.run_python(*argv + ["auth", "get"]), 0, expected)
         with open(PROGRAM, "rb") as program:
@@ -1529,23 +1881,48 @@ class StartUp(CommandCase):
 
     def test_local_commands_import_next_to_nothing(self):
         self.with_profile()
-        heavy = {"urllib", "ssl", "http", "email", "getpass", "webbrowser", "hashlib",
-                 "subprocess", "tempfile", "shutil", "sqlite3", "typing", "dataclasses", "inspect",
-                 "socket"}
+        heavy = {
+            "urllib",
+            "ssl",
+            "http",
+            "email",
+            "getpass",
+            "webbrowser",
+            "hashlib",
+            "subprocess",
+            "tempfile",
+            "shutil",
+            "sqlite3",
+            "typing",
+            "dataclasses",
+            "inspect",
+            "socket",
+        }
         listing = "print(' '.join(sorted(sys.modules)), file=sys.stderr)\n"
         bare = self.run_python("-I", "-S", "-c", "import argparse, json, sys\n" + listing)
         self.assertEqual(bare.code, 0)
-        lines = ("auth get", "auth use main", "auth inject", "config -o yaml", "environments get",
-                 "environments add https://a.example --no-verify", "environments use " + self.url,
-                 "environments delete https://a.example", "auth logout main")
+        lines = (
+            "auth get",
+            "auth use main",
+            "auth inject",
+            "config -o yaml",
+            "environments get",
+            "environments add https://a.example --no-verify",
+            "environments use " + self.url,
+            "environments delete https://a.example",
+            "auth logout main",
+        )
         for line in lines:
             with self.subTest(line=line):
-                result = self.run_python("-I", "-S", "-c", AS_MAIN + listing, PROGRAM,
-                                         "--quiet", *line.split())
+                result = self.run_python(
+                    "-I", "-S", "-c", AS_MAIN + listing, PROGRAM, "--quiet", *line.split()
+                )
                 self.assertEqual(result.code, 0)
                 modules = set(result.err.split()) - set(bare.err.split())
                 self.assertIn("json", result.err.split())
-                self.assertEqual(heavy & {name.partition(".")[0] for name in modules}, set())
+                self.assertEqual(
+                    heavy & {name.partition(".")[0] for name in modules}, set()
+                )
 
     def test_python_2_reads_a_sentence(self):
         with open(PROGRAM, encoding="utf-8") as file:
@@ -1555,46 +1932,74 @@ class StartUp(CommandCase):
         sentence = source.splitlines()[first.lineno - 1]
         self.assertIn("needs Python 3.6 or newer", sentence)
         for python in python_2():
-            shown = subprocess.Popen([python, PROGRAM, "auth", "get"], env=self.env,
-                                     stderr=subprocess.PIPE).communicate()[1].decode()
+            shown = (
+                subprocess.Popen(
+                    [python, PROGRAM, "auth", "get"], env=self.env, stderr=subprocess.PIPE
+                )
+                .communicate()[1]
+                .decode()
+            )
             self.assertIn(sentence, shown)
 
     def test_missing_modules(self):
         """What a self-compiled or stripped Python may lack."""
         self.with_profile()
         self.url = "https://127.0.0.1:1"
-        missing = "import sys\nfor name in sys.argv.pop(1).split(','): sys.modules[name] = None\n"
+        missing = (
+            "import sys\nfor name in sys.argv.pop(1).split(','): sys.modules[name] = None\n"
+        )
         run = missing + AS_MAIN + "sys.exit(status)\n"
-        for names in ("fcntl", "sqlite3,_sqlite3", "readline"):  # one by one, then all together
+        for names in (
+            "fcntl",
+            "sqlite3,_sqlite3",
+            "readline",
+        ):  # one by one, then all together
             used = self.run_python("-c", run, names, PROGRAM, "auth", "use", "main")
             self.expect(used, 0, "", "main")
-            self.expect(self.run_python("-c", run, names, PROGRAM, "projects", "get"), 0, None)
+            self.expect(
+                self.run_python("-c", run, names, PROGRAM, "projects", "get"), 0, None
+            )
         names = "fcntl,_ssl,ssl,sqlite3,_sqlite3,readline"
         for line, code, message in (
-                ("auth get", 0, ""), ("projects get", 0, ""),
-                ("environments add https://127.0.0.1:1 --no-verify", 0, "https"),
-                ("auth token --api-key %s --project p" % KEY, 1, "^error: .*no ssl module.*\n$"),
-                ("auth status --offline", 4, ""),
-                ("auth import --from-official", 1, "^error: .*sqlite3.*\n$")):
+            ("auth get", 0, ""),
+            ("projects get", 0, ""),
+            ("environments add https://127.0.0.1:1 --no-verify", 0, "https"),
+            (
+                "auth token --api-key %s --project p" % KEY,
+                1,
+                "^error: .*no ssl module.*\n$",
+            ),
+            ("auth status --offline", 4, ""),
+            ("auth import --from-official", 1, "^error: .*sqlite3.*\n$"),
+        ):
             with self.subTest(line=line):
                 result = self.run_python("-c", run, names, PROGRAM, *line.split())
                 self.expect(result, code, None, message)
 
     def test_nothing_below_the_folder_is_made_elsewhere(self):
-        self.assertEqual(self.run_python(PROGRAM, "auth", "get", env={
-            "LLAMACTL_CONFIG_DIR": "", "HOME": self.home}).code, 0)
+        self.assertEqual(
+            self.run_python(
+                PROGRAM, "auth", "get", env={"LLAMACTL_CONFIG_DIR": "", "HOME": self.home}
+            ).code,
+            0,
+        )
         self.assertEqual(os.listdir(self.home), ["conf"])
 
 
 def python_2():
     """The Python 2.7 of this machine, if there is one that runs."""
-    found = [os.path.join(folder, "python2.7")
-             for folder in os.environ.get("PATH", "").split(os.pathsep)]
+    found = [
+        os.path.join(folder, "python2.7")
+        for folder in os.environ.get("PATH", "").split(os.pathsep)
+    ]
     root = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
     versions = os.path.join(root, "versions")
     if os.path.isdir(versions):
-        found += [os.path.join(versions, name, "bin", "python2.7")
-                  for name in sorted(os.listdir(versions)) if name.startswith("2.7")]
+        found += [
+            os.path.join(versions, name, "bin", "python2.7")
+            for name in sorted(os.listdir(versions))
+            if name.startswith("2.7")
+        ]
     for path in found:
         if os.access(path, os.X_OK):
             with open(os.devnull, "w") as nowhere:
@@ -1603,21 +2008,26 @@ def python_2():
     return []
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 # text: clean(), masked(), URLs, names; and tables
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 
 class Tables(Case):
     def test_two_spaces_no_colour_no_truncation_nothing_behind(self):
-        text = llamactl.table_text(("NAME", "ID"), [("a", "x" * 300), ("longer name", True)])
-        self.assertEqual("NAME         ID\na            %s\nlonger name  yes\n" % ("x" * 300), text)
+        text = llamactl.table_text(
+            ("NAME", "ID"), [("a", "x" * 300), ("longer name", True)]
+        )
+        self.assertEqual(
+            "NAME         ID\na            %s\nlonger name  yes\n" % ("x" * 300), text
+        )
 
     def test_columns_stand_below_each_other(self):
         rows = [("caf\u00e9", "one"), ("abcdef", "two"), ("", "three"), (None, "four")]
         text = llamactl.table_text(("NAME", "ID"), rows)
-        self.assertEqual(["ID", "one", "two", "three", "four"],
-                         [line[8:] for line in text.splitlines()])
+        self.assertEqual(
+            ["ID", "one", "two", "three", "four"], [line[8:] for line in text.splitlines()]
+        )
         self.assertEqual({" "}, {char for line in text.splitlines() for char in line[6:8]})
 
     def test_one_row_a_line_whatever_the_cells_hold(self):
@@ -1637,13 +2047,31 @@ class Tables(Case):
         cloud = self.cloud_server()
         self.with_profile()
         evil = "a\r\n\x1b[2J\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1eforged\u202e\x9b31m"
-        cloud.projects = [{"project_id": "proj-alpha", "project_name": evil, "org_id": evil,
-                           "deployment_count": 0}]
+        cloud.projects = [
+            {
+                "project_id": "proj-alpha",
+                "project_name": evil,
+                "org_id": evil,
+                "deployment_count": 0,
+            }
+        ]
         cloud.organizations = [{"org_id": evil, "org_name": evil, "is_default": True}]
-        cloud.deployments = [dict(cloud.deployments[0], id=evil, repo_url=evil, git_ref=evil,
-                                  status=evil, warning=evil)]
-        for argv in (("projects", "get"), ("organizations", "get"), ("deployments", "get"),
-                     ("deployments", "get", "-o", "wide")):
+        cloud.deployments = [
+            dict(
+                cloud.deployments[0],
+                id=evil,
+                repo_url=evil,
+                git_ref=evil,
+                status=evil,
+                warning=evil,
+            )
+        ]
+        for argv in (
+            ("projects", "get"),
+            ("organizations", "get"),
+            ("deployments", "get"),
+            ("deployments", "get", "-o", "wide"),
+        ):
             with self.subTest(argv=argv):
                 result = self.call(*argv)
                 self.assertEqual(0, result.code, result.err)
@@ -1653,8 +2081,14 @@ class Tables(Case):
     def test_headers_are_upper_case(self):
         self.cloud_server()
         self.with_profile()
-        for argv in (("auth", "get"), ("environments", "get"), ("projects", "get"), ("config",),
-                     ("organizations", "get"), ("deployments", "get", "-o", "WIDE")):
+        for argv in (
+            ("auth", "get"),
+            ("environments", "get"),
+            ("projects", "get"),
+            ("config",),
+            ("organizations", "get"),
+            ("deployments", "get", "-o", "WIDE"),
+        ):
             header = self.call(*argv).out.splitlines()[0]
             self.assertRegex(header, r"\A[A-Z_]+(  +[A-Z_]+)*\Z")
 
@@ -1668,7 +2102,13 @@ class CleanAndMasked(Case):
         text.encode("utf-8")
 
     def test_clean_leaves_letters_alone(self):
-        for text in ("", "plain text", "caf\u00e9 \u4e2d\u6587 \U0001f600", "e\u0301", "a  b"):
+        for text in (
+            "",
+            "plain text",
+            "caf\u00e9 \u4e2d\u6587 \U0001f600",
+            "e\u0301",
+            "a  b",
+        ):
             self.assertEqual(text, llamactl.clean(text))
         self.assertEqual("a\ufffdb", llamactl.clean("a\ud800b"))
 
@@ -1678,18 +2118,32 @@ class CleanAndMasked(Case):
         self.assertEqual("nothing here", llamactl.masked("nothing here", {"s3cret"}))
         cloud = self.cloud_server()
         self.with_profile()
-        cloud.deployments = [dict(cloud.deployments[0], display_name=KEY + KEY, status="x" + KEY,
-                                  secret_names=[KEY], git_ref=KEY, warning=KEY)]
+        cloud.deployments = [
+            dict(
+                cloud.deployments[0],
+                display_name=KEY + KEY,
+                status="x" + KEY,
+                secret_names=[KEY],
+                git_ref=KEY,
+                warning=KEY,
+            )
+        ]
         for output in ("json", "yaml", "text", "wide"):  # the canary listens in tearDown()
             result = self.call("deployments", "get", "-o", output)
             self.assertEqual(0, result.code, result.err)
             self.assertIn("x********", result.out)
 
     def test_a_secret_that_begins_like_another_is_masked_whole(self):
-        for secrets_in_use in (("abcdef", "abcdefghij"), ("abcdefghij", "abcdef"),
-                               ("cdef", "abcdefghij"), ("abcdefghij", "cdef")):
+        for secrets_in_use in (
+            ("abcdef", "abcdefghij"),
+            ("abcdefghij", "abcdef"),
+            ("cdef", "abcdefghij"),
+            ("abcdefghij", "cdef"),
+        ):
             with self.subTest(secrets=secrets_in_use):
-                self.assertEqual("<********>", llamactl.masked("<abcdefghij>", secrets_in_use))
+                self.assertEqual(
+                    "<********>", llamactl.masked("<abcdefghij>", secrets_in_use)
+                )
 
     def test_a_secret_that_a_server_echoes_is_masked(self):
         cloud = self.cloud_server()
@@ -1697,8 +2151,14 @@ class CleanAndMasked(Case):
         # what clean() takes out must not put the secret together again
         for gap in ("", "\x07", "\u200b", "\u202e", "\x1b"):
             echo = KEY[:7] + gap + KEY[7:]
-            cloud.projects = [{"project_id": "p-1", "project_name": echo, "deployment_count": 0,
-                               "org_id": echo}]
+            cloud.projects = [
+                {
+                    "project_id": "p-1",
+                    "project_name": echo,
+                    "deployment_count": 0,
+                    "org_id": echo,
+                }
+            ]
             for output in ("text", "json", "yaml"):
                 result = self.call("projects", "get", "-o", output)
                 with self.subTest(gap=gap, output=output):
@@ -1735,26 +2195,70 @@ class Urls(Case):
         ("https://xn--bcher-kva.example/a%20b", "https://xn--bcher-kva.example/a%20b"),
     )
     BAD = (
-        "", "example.com", "//example.com", "https:", "https://", "https:///a", "https:example.com",
-        "ftp://example.com", "file:///etc/passwd", "javascript:alert(1)", "data:text/plain,a",
-        "httpss://example.com", " https://a b", "https://a b", "https://example.com/a b",
-        "https://example.com\n", "https://example.com\nX: y", "https://example.com/\r\nX: y",
-        "https://example.com\t", "https://example.com/\x00", "https://user@example.com",
-        "https://user:CANARY@example.com", "https://:@example.com", "https://@example.com",
-        "https://example.com@evil.example", "https://example.com:80@evil.example",
-        "https://example.com?a=b", "https://example.com/?a", "https://example.com/a?",
-        "https://example.com#a", "https://example.com/#", "https://example.com/a#b",
-        "https://example.com:0", "https://example.com:65536", "https://example.com:99999",
-        "https://example.com:-1", "https://example.com:abc", "https://example.com:80:80",
-        "https://example.com:8 0", "https://[::1", "https://::1", "https://[::1]evil.example",
-        "https://[::1]]", "https://[example.com]", "https://[]", "https://exa\\mple.com",
-        "https://example.com\\@evil.example", "https://ex\u00e4mple.com",
-        "https://example\u3002com", "https://example.com/\u00e4", "https://example.com/\u202e",
+        "",
+        "example.com",
+        "//example.com",
+        "https:",
+        "https://",
+        "https:///a",
+        "https:example.com",
+        "ftp://example.com",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "data:text/plain,a",
+        "httpss://example.com",
+        " https://a b",
+        "https://a b",
+        "https://example.com/a b",
+        "https://example.com\n",
+        "https://example.com\nX: y",
+        "https://example.com/\r\nX: y",
+        "https://example.com\t",
+        "https://example.com/\x00",
+        "https://user@example.com",
+        "https://user:CANARY@example.com",
+        "https://:@example.com",
+        "https://@example.com",
+        "https://example.com@evil.example",
+        "https://example.com:80@evil.example",
+        "https://example.com?a=b",
+        "https://example.com/?a",
+        "https://example.com/a?",
+        "https://example.com#a",
+        "https://example.com/#",
+        "https://example.com/a#b",
+        "https://example.com:0",
+        "https://example.com:65536",
+        "https://example.com:99999",
+        "https://example.com:-1",
+        "https://example.com:abc",
+        "https://example.com:80:80",
+        "https://example.com:8 0",
+        "https://[::1",
+        "https://::1",
+        "https://[::1]evil.example",
+        "https://[::1]]",
+        "https://[example.com]",
+        "https://[]",
+        "https://exa\\mple.com",
+        "https://example.com\\@evil.example",
+        "https://ex\u00e4mple.com",
+        "https://example\u3002com",
+        "https://example.com/\u00e4",
+        "https://example.com/\u202e",
         "\ufeffhttps://example.com",
-        "https://exa\ud800mple.com", "https://example.com:\u0661", "https://example.com:\u00b2",
-        "http\u017f://example.com", "https://example\u017f.com", "https://\u212aelvin.example",
-        "https://example.com/\u017f", "https://example.com/\u212a", "https://example.com/\u0131",
-        "https://<script>", "https://example.com,evil.example", "https://$(id).example",
+        "https://exa\ud800mple.com",
+        "https://example.com:\u0661",
+        "https://example.com:\u00b2",
+        "http\u017f://example.com",
+        "https://example\u017f.com",
+        "https://\u212aelvin.example",
+        "https://example.com/\u017f",
+        "https://example.com/\u212a",
+        "https://example.com/\u0131",
+        "https://<script>",
+        "https://example.com,evil.example",
+        "https://$(id).example",
     )
 
     def test_good_ones_are_normalised_once(self):
@@ -1779,41 +2283,68 @@ class Urls(Case):
                     self.assertLessEqual(result.err.count("\n"), 2)
         self.assertFalse(os.path.exists(self.store_path))
 
-
     def test_what_a_server_names_is_as_strict(self):
         for bad in self.BAD:
-            if not re.search(r"[/?][!-~]*\Z", bad[len("https://"):]):
+            if not re.search(r"[/?][!-~]*\Z", bad[len("https://") :]):
                 for rest in ("", "/authorize?a=b"):
-                    with self.subTest(bad=bad + rest), self.assertRaises(llamactl.Failure) as caught:
+                    with self.subTest(bad=bad + rest), self.assertRaises(
+                        llamactl.Failure
+                    ) as caught:
                         llamactl.origin_of(bad + rest)
                     self.assertEqual(1, caught.exception.code)
-        self.assertEqual("https://a.example:443", llamactl.origin_of("HTTPS://A.example/?x=\x7e"))
+        self.assertEqual(
+            "https://a.example:443", llamactl.origin_of("HTTPS://A.example/?x=\x7e")
+        )
 
 
 class SmallFormats(Case):
     def test_what_a_server_wrote_is_cut_at_white_space_alone(self):
-        for text, wanted in (("a\n b\t", "a b"), ("a" * 300, "a" * 300), ("a" * 301, "..."),
-                             ("ab " * 200, "ab " * 100 + "..."), (" " * 40000 + "a-" * 200, "..."),
-                             ("a " * 149 + "b-" * 40, "a " * 149 + "...")):
+        for text, wanted in (
+            ("a\n b\t", "a b"),
+            ("a" * 300, "a" * 300),
+            ("a" * 301, "..."),
+            ("ab " * 200, "ab " * 100 + "..."),
+            (" " * 40000 + "a-" * 200, "..."),
+            ("a " * 149 + "b-" * 40, "a " * 149 + "..."),
+        ):
             with self.subTest(text=text):
                 self.assertEqual(wanted, llamactl.shortened(text))
 
     def test_a_name_shows_at_most_the_last_four_characters_of_a_key(self):
-        for key in (KEY, "llx-CANARY-0123456789abcdef-wxyz", "sk_CANARY_abcdefghijkl", "CANARY",
-                    "a", "abcd", "abcdefgh", "llx-CANARY-$(touch x)`;&|'\"*", "CANARY-------------",
-                    "llx-CANARY-0123456789../", "llx-CANARY-0123456789-{a}", "!" * 40):
+        for key in (
+            KEY,
+            "llx-CANARY-0123456789abcdef-wxyz",
+            "sk_CANARY_abcdefghijkl",
+            "CANARY",
+            "a",
+            "abcd",
+            "abcdefgh",
+            "llx-CANARY-$(touch x)`;&|'\"*",
+            "CANARY-------------",
+            "llx-CANARY-0123456789../",
+            "llx-CANARY-0123456789-{a}",
+            "!" * 40,
+        ):
             key = key.replace(" ", "")
-            result = self.call("auth", "token", "--no-verify", "--project", "p-1", "--api-key-file",
-                               "-", stdin=key.encode())
+            result = self.call(
+                "auth",
+                "token",
+                "--no-verify",
+                "--project",
+                "p-1",
+                "--api-key-file",
+                "-",
+                stdin=key.encode(),
+            )
             with self.subTest(key=key):
                 self.assertEqual(0, result.code, result.err)
                 self.url = llamactl.DEFAULT_API_URL
-                name, = self.profiles()
+                (name,) = self.profiles()
                 self.assertRegex(name, r"\A[A-Za-z0-9][A-Za-z0-9@._+-]*\Z")
-                rest = name[len("llx-"):] if name.startswith("llx-") else name
+                rest = name[len("llx-") :] if name.startswith("llx-") else name
                 for size in range(5, len(rest) + 1):
                     for start in range(len(rest) - size + 1):
-                        self.assertNotIn(rest[start:start + size], key)
+                        self.assertNotIn(rest[start : start + size], key)
                 os.unlink(self.store_path)
 
     def test_an_ordinary_key_is_named_after_its_last_four(self):
@@ -1832,9 +2363,9 @@ DEFAULT_URL = "https://api.cloud.llamaindex.ai"
 STORE_FILES = ["profiles.json", "profiles.json.lock"]
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 # output: JSON and YAML
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 YAML_ESCAPES = {'"': '"', "\\": "\\", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 YAML_11 = (  # https://yaml.org/type/: what is no string where it stands bare
@@ -1844,25 +2375,36 @@ YAML_11 = (  # https://yaml.org/type/: what is no string where it stands bare
     ("int", r"[-+]?(0|[1-9][0-9_]*)"),
     ("other", r"[-+]?(0b[0-1_]+|0[0-7_]+|0x[0-9a-fA-F_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)"),
     ("float", r"[-+]?([0-9][0-9_]*)?\.[0-9.]*([eE][-+][0-9]+)?"),
-    ("other", r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    (
+        "other",
+        r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    ),
     ("other", r"[0-9]{4}-[0-9][0-9]?-[0-9][0-9]?([Tt \t].*)?|<<|="),
 )
 YAML_12 = (  # YAML 1.2.2 section 10.3.2, the core schema
-    ("null", r"~|null|Null|NULL|"), ("true", r"true|True|TRUE"), ("false", r"false|False|FALSE"),
-    ("int", r"[-+]?[0-9]+"), ("other", r"0o[0-7]+|0x[0-9a-fA-F]+"),
+    ("null", r"~|null|Null|NULL|"),
+    ("true", r"true|True|TRUE"),
+    ("false", r"false|False|FALSE"),
+    ("int", r"[-+]?[0-9]+"),
+    ("other", r"0o[0-7]+|0x[0-9a-fA-F]+"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
     ("other", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
 )
-YAML_KINDS = {"null": lambda text: None, "true": lambda text: True, "false": lambda text: False,
-              "int": int, "float": float}
+YAML_KINDS = {
+    "null": lambda text: None,
+    "true": lambda text: True,
+    "false": lambda text: False,
+    "int": int,
+    "float": float,
+}
 YAML_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class StrictYaml:
     """Reads the block YAML that a writer of JSON values needs, and refuses all else.
 
-    RULES, YAML_11 or YAML_12, say what a plain scalar is; one that both a JSON writer and a reader
-    would not take for the same is a ValueError.
+    RULES, YAML_11 or YAML_12, say what a plain scalar is; one that both a JSON writer and a
+    reader would not take for the same is a ValueError.
     """
 
     def __init__(self, rules):
@@ -1895,14 +2437,17 @@ class StrictYaml:
     def sequence(self, at, indent):
         items = []
         while self.is_item(at, indent, "- "):
-            self.lines[at] = " " * (indent + 2) + self.lines[at][indent + 2:]
+            self.lines[at] = " " * (indent + 2) + self.lines[at][indent + 2 :]
             item, at = self.node(at, indent + 2)
             items.append(item)
         return items, at
 
     def mapping(self, at, indent):
         pairs = {}
-        while self.is_item(at, indent, "") and self.lines[at][indent:indent + 1] not in ("", " "):
+        while self.is_item(at, indent, "") and self.lines[at][indent : indent + 1] not in (
+            "",
+            " ",
+        ):
             text = self.lines[at][indent:]
             end = self.key_end(text)
             if not end or end > 1024:  # YAML 1.1 and 1.2: the limit of an implicit key
@@ -1910,8 +2455,8 @@ class StrictYaml:
             key = self.scalar(text[:end])
             if not isinstance(key, str) or key in pairs:
                 raise ValueError("the key %r" % text)
-            if text[end + 1:]:
-                pairs[key], at = self.scalar(text[end + 2:]), at + 1
+            if text[end + 1 :]:
+                pairs[key], at = self.scalar(text[end + 2 :]), at + 1
             else:
                 pairs[key], at = self.node(at + 1, indent + 2)
         return pairs, at
@@ -1930,8 +2475,9 @@ class StrictYaml:
                 raise ValueError("quotes: %r" % text)
             return re.sub(r"\\(u[0-9a-fA-F]{4}|.)", self.unescaped, text[1:-1])
         # YAML 1.2.2 section 7.3.3; an indicator may not begin a plain scalar
-        if re.match(r"[-?:](\s|\Z)|[\s,\[\]{}#&*!|>'\"%@`]|(---|\.\.\.)(\s|\Z)", text) \
-                or re.search(r": | #|:\Z|\s\Z|\t", text):
+        if re.match(
+            r"[-?:](\s|\Z)|[\s,\[\]{}#&*!|>'\"%@`]|(---|\.\.\.)(\s|\Z)", text
+        ) or re.search(r": | #|:\Z|\s\Z|\t", text):
             raise ValueError("no plain scalar: %r" % text)
         for kind, pattern in self.rules:
             if pattern.match(text):
@@ -1941,31 +2487,183 @@ class StrictYaml:
     def unescaped(self, found):
         char = found.group(1)
         if len(char) == 1:
-            return YAML_ESCAPES[char]  # a KeyError: an escape that JSON or YAML 1.1 does not know
+            return YAML_ESCAPES[
+                char
+            ]  # a KeyError: an escape that JSON or YAML 1.1 does not know
         if 0xD800 <= int(char[1:], 16) < 0xE000:
             raise ValueError("YAML has no surrogate pairs")
         return chr(int(char[1:], 16))
 
 
 TRICKY_TEXTS = (
-    "", " ", "a", "a b", " a", "a ", "null", "Null", "~", "true", "False", "yes", "No", "on", "OFF",
-    "y", "N", "0", "1", "-1", "+1", "007", "0o7", "0x1F", "0b1", "1_000", "1.5", "1.", ".5", "1e3",
-    "1e+3", "1.0e+3", ".inf", "-.Inf", ".nan", "NaN", "Infinity", "1:30", "190:20:30", "12:30:45.5",
-    "2001-01-01", "2001-12-14t21:59:43.10-05:00", "2001-1-1 1:1:1", "<<", "=", "-", "--", "---",
-    "...", "--- a", "- a", "?", "? a", ":", "a:", "a: b", ":a", "a:b", "a #b", "#a", "a#b", "[]",
-    "{}", "[a]", "{a: b}", "&a", "*a", "!a", "!!str a", "|", ">", "'a'", '"a"', "it's", '"', "\\",
-    "\\n", "%YAML 1.1", "@a", "`a`", ",", "a,b", "line\nline", "\n", "\r\n", "\r", "\t", "a\tb",
+    "",
+    " ",
+    "a",
+    "a b",
+    " a",
+    "a ",
+    "null",
+    "Null",
+    "~",
+    "true",
+    "False",
+    "yes",
+    "No",
+    "on",
+    "OFF",
+    "y",
+    "N",
+    "0",
+    "1",
+    "-1",
+    "+1",
+    "007",
+    "0o7",
+    "0x1F",
+    "0b1",
+    "1_000",
+    "1.5",
+    "1.",
+    ".5",
+    "1e3",
+    "1e+3",
+    "1.0e+3",
+    ".inf",
+    "-.Inf",
+    ".nan",
+    "NaN",
+    "Infinity",
+    "1:30",
+    "190:20:30",
+    "12:30:45.5",
+    "2001-01-01",
+    "2001-12-14t21:59:43.10-05:00",
+    "2001-1-1 1:1:1",
+    "<<",
+    "=",
+    "-",
+    "--",
+    "---",
+    "...",
+    "--- a",
+    "- a",
+    "?",
+    "? a",
+    ":",
+    "a:",
+    "a: b",
+    ":a",
+    "a:b",
+    "a #b",
+    "#a",
+    "a#b",
+    "[]",
+    "{}",
+    "[a]",
+    "{a: b}",
+    "&a",
+    "*a",
+    "!a",
+    "!!str a",
+    "|",
+    ">",
+    "'a'",
+    '"a"',
+    "it's",
+    '"',
+    "\\",
+    "\\n",
+    "%YAML 1.1",
+    "@a",
+    "`a`",
+    ",",
+    "a,b",
+    "line\nline",
+    "\n",
+    "\r\n",
+    "\r",
+    "\t",
+    "a\tb",
     "\0",
-    "\x07", "\x1b[31mred\x1b[0m", "\x7f", "\x80", "\x85", "\x9b31m", "\xa0", "\xad", "\u2028",
-    "\u2029", "\ufeff", "\ufeffa", "\u200b", "\u200e", "\u202e\u2066evil\u2069", "\u061c", "\ufffd",
-    "\ufffe", "\uffff", "\ud800", "a\udfffb", "\udc00\ud800", "\U0001f600", "\U0010ffff", "\u00e9",
-    "\u4e2d\u6587", "e\u0301", "https://api.example.com:8443/a?b=c#d", "dev@example.com", "C:\\dir",
-    "a" * 200, "word " * 40, "********", "0123456789abcdef0123456789abcdef01234567", "12e03", "0e0",
-    "1__0", "0_", "+.5", "-0", "08", "1,000", "null ", "a\u2028b", "key\x00value", "\x1f", "!", "%",
+    "\x07",
+    "\x1b[31mred\x1b[0m",
+    "\x7f",
+    "\x80",
+    "\x85",
+    "\x9b31m",
+    "\xa0",
+    "\xad",
+    "\u2028",
+    "\u2029",
+    "\ufeff",
+    "\ufeffa",
+    "\u200b",
+    "\u200e",
+    "\u202e\u2066evil\u2069",
+    "\u061c",
+    "\ufffd",
+    "\ufffe",
+    "\uffff",
+    "\ud800",
+    "a\udfffb",
+    "\udc00\ud800",
+    "\U0001f600",
+    "\U0010ffff",
+    "\u00e9",
+    "\u4e2d\u6587",
+    "e\u0301",
+    "https://api.example.com:8443/a?b=c#d",
+    "dev@example.com",
+    "C:\\dir",
+    "a" * 200,
+    "word " * 40,
+    "********",
+    "0123456789abcdef0123456789abcdef01234567",
+    "12e03",
+    "0e0",
+    "1__0",
+    "0_",
+    "+.5",
+    "-0",
+    "08",
+    "1,000",
+    "null ",
+    "a\u2028b",
+    "key\x00value",
+    "\x1f",
+    "!",
+    "%",
 )
-TRICKY_PARTS = ("a", "0", "1", ":", " ", "#", "-", "\n", "\t", "'", '"', "\\", ",", "[", "{", ".",
-                "e", "_", "true", "\x85", "\u2028", "\U0001f600", "\ud800", "\ufeff", "\x00", "~",
-                "T", "\u00e9")
+TRICKY_PARTS = (
+    "a",
+    "0",
+    "1",
+    ":",
+    " ",
+    "#",
+    "-",
+    "\n",
+    "\t",
+    "'",
+    '"',
+    "\\",
+    ",",
+    "[",
+    "{",
+    ".",
+    "e",
+    "_",
+    "true",
+    "\x85",
+    "\u2028",
+    "\U0001f600",
+    "\ud800",
+    "\ufeff",
+    "\x00",
+    "~",
+    "T",
+    "\u00e9",
+)
 
 
 def tricky_text(rng):
@@ -1975,11 +2673,17 @@ def tricky_text(rng):
 
 
 def tricky_row(rng):
-    """A flat object as most commands print them: any order of texts, booleans, numbers, nulls."""
-    values = (lambda: tricky_text(rng), lambda: tricky_text(rng), lambda: rng.choice((True, False)),
-              lambda: rng.choice((0, 1, -7, 10 ** 20)), lambda: None)
+    """A flat object as most commands print them: any order of texts, booleans, numbers,
+    nulls."""
+    values = (
+        lambda: tricky_text(rng),
+        lambda: tricky_text(rng),
+        lambda: rng.choice((True, False)),
+        lambda: rng.choice((0, 1, -7, 10**20)),
+        lambda: None,
+    )
     names = ("name", "api_url", "project_id", "active", "auth_type", "deployment_count")
-    return {name: rng.choice(values)() for name in names[:rng.randrange(1, 7)]}
+    return {name: rng.choice(values)() for name in names[: rng.randrange(1, 7)]}
 
 
 def tricky_deployment(rng):
@@ -1991,14 +2695,31 @@ def tricky_deployment(rng):
     if rng.random() < 0.7:
         spec["secrets"] = {tricky_text(rng): "********" for _ in range(rng.randrange(4))}
     status = {"phase": tricky_text(rng), "git_sha": rng.choice((None, tricky_text(rng)))}
-    return {"name": tricky_text(rng), "generate_name": tricky_text(rng), "spec": spec,
-            "status": dict(status, warning=rng.choice((None, tricky_text(rng))))}
+    return {
+        "name": tricky_text(rng),
+        "generate_name": tricky_text(rng),
+        "spec": spec,
+        "status": dict(status, warning=rng.choice((None, tricky_text(rng)))),
+    }
 
 
 def document_values():
     """Values of every shape that a command prints, each kind of text in each place."""
     rng = random.Random("documents")
-    yield from ([], {}, "", None, True, 0, -1, [[]], [{}], {"a": []}, {"a": {}}, [[1, [2]], []])
+    yield from (
+        [],
+        {},
+        "",
+        None,
+        True,
+        0,
+        -1,
+        [[]],
+        [{}],
+        {"a": []},
+        {"a": {}},
+        [[1, [2]], []],
+    )
     for text in TRICKY_TEXTS:
         yield text
         yield {"name": text, "active": True}
@@ -2007,14 +2728,22 @@ def document_values():
     for _ in range(400):
         yield tricky_row(rng)
         yield [tricky_row(rng) for _ in range(rng.randrange(4))]
-        yield rng.choice((tricky_deployment(rng), [tricky_deployment(rng) for _ in range(2)]))
+        yield rng.choice(
+            (tricky_deployment(rng), [tricky_deployment(rng) for _ in range(2)])
+        )
 
 
 def whole_characters(value):
     """VALUE with each lone surrogate replaced; none where that makes two keys the same."""
-    text = re.sub("\\\\ud[89a-f][0-9a-f]{2}", "\\\\ufffd", re.sub(
-        "\\\\ud[89ab][0-9a-f]{2}\\\\ud[c-f][0-9a-f]{2}",
-        lambda pair: json.loads('"' + pair.group() + '"'), json.dumps(value)))
+    text = re.sub(
+        "\\\\ud[89a-f][0-9a-f]{2}",
+        "\\\\ufffd",
+        re.sub(
+            "\\\\ud[89ab][0-9a-f]{2}\\\\ud[c-f][0-9a-f]{2}",
+            lambda pair: json.loads('"' + pair.group() + '"'),
+            json.dumps(value),
+        ),
+    )
     return json.loads(text)
 
 
@@ -2030,22 +2759,30 @@ def check_yaml_with_readers():
     from ruamel.yaml import YAML
 
     readers = {"PyYAML": yaml.safe_load, "ruamel.yaml": YAML(typ="safe", pure=True).load}
-    count = 0
-    for count, (json_text, yaml_text) in enumerate(yaml_samples(), 1):
+    samples = list(yaml_samples())
+    for json_text, yaml_text in samples:
         wanted = json.dumps(json.loads(json_text))
         for name, read in readers.items():
             found = json.dumps(read(yaml_text), default=repr)
             if found != wanted:
                 sys.exit("%s reads %s from\n%s\nnot %s" % (name, found, yaml_text, wanted))
-    print("%d documents: PyYAML and ruamel.yaml read what JSON says" % count)
+    print("%d documents: PyYAML and ruamel.yaml read what JSON says" % len(samples))
 
 
 def unprintable(text):
     """What of TEXT could act on a terminal or reorder it, or has no UTF-8."""
-    return [char for char in text if char != "\n" and (
-        unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
-        or char in "\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-                   "\ufeff\ufffe\uffff")]
+    return [
+        char
+        for char in text
+        if char != "\n"
+        and (
+            unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+            or char
+            in "\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
+            "\u2066\u2067\u2068\u2069"
+            "\ufeff\ufffe\uffff"
+        )
+    ]
 
 
 class Documents(Case):
@@ -2066,13 +2803,35 @@ class Documents(Case):
                 self.assertEqual(wanted, found, "%s: %r" % (name, yaml_text))
 
     def test_the_strict_reader_is_strict(self):
-        for text in ("a: b: c\n", "a: #b\n", "- \n", "a:\n", '"\\ud83d\\ude00"\n', '"\\/"\n',
-                     "a\n b\n", "a: [\n", "\ta: b\n", "a: \x85\n", "a: b", "a: *b\n", "1: a\n",
-                     "a: b\na: c\n", "a: 'b'\n", "- a\nb\n", "a: b \n", "-\n", "a:\n- b\n"):
+        for text in (
+            "a: b: c\n",
+            "a: #b\n",
+            "- \n",
+            "a:\n",
+            '"\\ud83d\\ude00"\n',
+            '"\\/"\n',
+            "a\n b\n",
+            "a: [\n",
+            "\ta: b\n",
+            "a: \x85\n",
+            "a: b",
+            "a: *b\n",
+            "1: a\n",
+            "a: b\na: c\n",
+            "a: 'b'\n",
+            "- a\nb\n",
+            "a: b \n",
+            "-\n",
+            "a:\n- b\n",
+        ):
             for rules in (YAML_11, YAML_12):
                 with self.subTest(text=text), self.assertRaises((ValueError, KeyError)):
                     StrictYaml(rules).load(text)
-        for text, old, new in (("on\n", True, "on"), ("1e3\n", "1e3", 1000.0), ("08\n", "08", 8)):
+        for text, old, new in (
+            ("on\n", True, "on"),
+            ("1e3\n", "1e3", 1000.0),
+            ("08\n", "08", 8),
+        ):
             self.assertEqual(old, StrictYaml(YAML_11).load(text))
             self.assertEqual(new, StrictYaml(YAML_12).load(text))
         for text in ("1:30\n", "2001-01-01\n", "0x1f\n", "<<\n", "010\n"):
@@ -2090,23 +2849,50 @@ class Documents(Case):
         cloud = self.cloud_server()
         self.with_profile()
         texts = [text for text in TRICKY_TEXTS if text]
-        cloud.projects += [{"project_id": "p%d" % number, "project_name": text, "org_id": "o",
-                            "deployment_count": number} for number, text in enumerate(texts)]
+        cloud.projects += [
+            {
+                "project_id": "p%d" % number,
+                "project_name": text,
+                "org_id": "o",
+                "deployment_count": number,
+            }
+            for number, text in enumerate(texts)
+        ]
         cloud.deployments = [
-            dict(cloud.deployments[0], id="d%d" % number, display_name=text, status=text,
-                 warning=text, secret_names=[text], git_ref=text)
-            for number, text in enumerate(texts)]
-        for argv in (("projects", "get"), ("projects", "get", "p40"), ("deployments", "get"),
-                     ("deployments", "get", "d7"), ("organizations", "get"), ("config",),
-                     ("auth", "get"), ("auth", "get", "main"), ("environments", "get")):
+            dict(
+                cloud.deployments[0],
+                id="d%d" % number,
+                display_name=text,
+                status=text,
+                warning=text,
+                secret_names=[text],
+                git_ref=text,
+            )
+            for number, text in enumerate(texts)
+        ]
+        for argv in (
+            ("projects", "get"),
+            ("projects", "get", "p40"),
+            ("deployments", "get"),
+            ("deployments", "get", "d7"),
+            ("organizations", "get"),
+            ("config",),
+            ("auth", "get"),
+            ("auth", "get", "main"),
+            ("environments", "get"),
+        ):
             as_json = self.call(*(argv + ("-o", "json")))
             as_yaml = self.call(*(argv + ("-o", "YAML")))
             with self.subTest(argv=argv):
-                self.assertEqual((0, 0), (as_json.code, as_yaml.code), as_json.err + as_yaml.err)
+                self.assertEqual(
+                    (0, 0), (as_json.code, as_yaml.code), as_json.err + as_yaml.err
+                )
                 self.assertEqual([], unprintable(as_json.out + as_yaml.out))
                 for rules in (YAML_11, YAML_12):
-                    self.assertEqual(json.dumps(json.loads(as_json.out)),
-                                     json.dumps(StrictYaml(rules).load(as_yaml.out)))
+                    self.assertEqual(
+                        json.dumps(json.loads(as_json.out)),
+                        json.dumps(StrictYaml(rules).load(as_yaml.out)),
+                    )
 
     def test_a_number_where_a_text_belongs_is_not_passed_on_in_a_form_of_two_meanings(self):
         # 1e+22 is a number in JSON and YAML 1.2 and a text in YAML 1.1; NaN is neither's
@@ -2114,28 +2900,34 @@ class Documents(Case):
         self.with_profile()
         for number in (1e22, float("nan"), float("inf")):
             cloud.deployments = [dict(cloud.deployments[0], git_sha=number)]
-            results = [self.call("deployments", "get", "-o", kind) for kind in ("json", "yaml")]
+            results = [
+                self.call("deployments", "get", "-o", kind) for kind in ("json", "yaml")
+            ]
             with self.subTest(number=number):
                 self.assertEqual(results[0].code, results[1].code)
                 if results[0].code == 0:
                     for rules in (YAML_11, YAML_12):
                         self.assertEqual(
                             json.dumps(json.loads(results[0].out)),
-                            json.dumps(StrictYaml(rules).load(results[1].out)))
+                            json.dumps(StrictYaml(rules).load(results[1].out)),
+                        )
                 else:
                     self.assertEqual(5, results[0].code)
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 # dotenv: independent readers, written from the rules of each program alone
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 ENV_NAMES = ("LLAMA_CLOUD_API_KEY", "LLAMA_CLOUD_BASE_URL", "LLAMA_AGENTS_PROJECT_ID")
-ENV_NEW = dict(zip(ENV_NAMES, ("llx-new_1.2+3", "https://api.example.com:8443/a", "p=%@,-9")))
+ENV_NEW = dict(
+    zip(ENV_NAMES, ("llx-new_1.2+3", "https://api.example.com:8443/a", "p=%@,-9"))
+)
 ENV_PROBE = "ENV_PROBE"
 ENV_UNSET = dict.fromkeys(ENV_NAMES + (ENV_PROBE,), "(unset)")
-GO_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
-            + "".join(map(chr, range(0x2000, 0x200b))))
+GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 
 
 DOTENV_SPACE = re.compile(r"\s*")
@@ -2154,7 +2946,8 @@ DOTENV_ESCAPES = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
 
 
 def read_as_dotenv(text, recent=True):
-    """python-dotenv's parser.py and variables.py: [(name, value or None)]; it refuses nothing.
+    """python-dotenv's parser.py and variables.py: [(name, value or None)]; it refuses
+    nothing.
 
     RECENT: as of 1.2.4, which knows a BOM, an escaped backslash and `NAME= # comment`.
     """
@@ -2170,13 +2963,15 @@ def read_as_dotenv(text, recent=True):
         if end and name:
             if value:
                 value = DOTENV_VARIABLE.sub(
-                    lambda found: known.get(found.group(1)) or found.group(2) or "", value)
+                    lambda found: known.get(found.group(1)) or found.group(2) or "", value
+                )
             known[name] = value
             pairs.append((name, value))
 
 
 def dotenv_binding(text, at, recent):
-    """(where it ended, name, value) of the binding at AT; if malformed, no line ends there."""
+    """(where it ended, name, value) of the binding at AT; if malformed, no line ends
+    there."""
     at = DOTENV_EXPORT.match(text, at).end()
     found = DOTENV_NAME.match(text, at)
     if not found:
@@ -2186,26 +2981,35 @@ def dotenv_binding(text, at, recent):
     if not equals:
         return at, name, None
     at = equals.end()
-    if recent and text[at:at + 1] == "#" and len(equals.group()) > 1:
+    if recent and text[at : at + 1] == "#" and len(equals.group()) > 1:
         return at, name, ""
-    if text[at:at + 1] not in ("'", '"'):
+    if text[at : at + 1] not in ("'", '"'):
         found = DOTENV_BARE.match(text, at)
         return found.end(), name, re.sub(r"\s+#.*", "", found.group()).rstrip()
     found = DOTENV_QUOTED[recent].match(text, at)
     if not found:
         return at, name, None
     escapes = r"\\([\\'])" if found.group(2) is None else r"\\([\\'\"abfnrtv])"
-    return found.end(), name, re.sub(
-        escapes, lambda one: DOTENV_ESCAPES.get(one.group(1), one.group(1)),
-        found.group(1) if found.group(2) is None else found.group(2))
+    return (
+        found.end(),
+        name,
+        re.sub(
+            escapes,
+            lambda one: DOTENV_ESCAPES.get(one.group(1), one.group(1)),
+            found.group(1) if found.group(2) is None else found.group(2),
+        ),
+    )
 
 
 def read_as_docker(text):
-    """docker run --env-file, pkg/kvfile: [(name, value)]; None where it refuses the file."""
+    """docker run --env-file, pkg/kvfile: [(name, value)]; None where it refuses the
+    file."""
     pairs = []
     for number, line in enumerate(text.split("\n")):
         line = line[:-1] if line.endswith("\r") else line
-        line = (line[1:] if number == 0 and line.startswith("\ufeff") else line).lstrip(GO_SPACE)
+        line = (line[1:] if number == 0 and line.startswith("\ufeff") else line).lstrip(
+            GO_SPACE
+        )
         name, equals, value = line.partition("=")
         if not line or line.startswith("#"):
             continue
@@ -2217,7 +3021,8 @@ def read_as_docker(text):
 
 
 SYSTEMD_QUOTED = re.compile(
-    r"""[ \t]*(?:'([^']*)('|\Z)|"((?:[^"\\]|\\.)*)(?:"|\\?\Z))""", re.DOTALL)
+    r"""[ \t]*(?:'([^']*)('|\Z)|"((?:[^"\\]|\\.)*)(?:"|\\?\Z))""", re.DOTALL
+)
 SYSTEMD_BARE = re.compile(r"[ \t]*((?:[^\r\n\\]|\\.)*)\\?", re.DOTALL)
 SYSTEMD_LINE = re.compile(r"[^\r\n]*")
 SYSTEMD_OLD_COMMENT = re.compile(r"(?:[^\r\n\\]|\\.)*\\?", re.DOTALL)
@@ -2239,7 +3044,7 @@ def read_as_systemd(text, recent=True):
             continue
         key = SYSTEMD_KEY.match(text, at)
         at = key.end()
-        if text[at:at + 1] != "=":
+        if text[at : at + 1] != "=":
             continue
         at, value = systemd_value(text, at + 1)
         if re.match(r"[A-Za-z_][A-Za-z0-9_]*\Z", key.group().rstrip(" \t")):
@@ -2247,7 +3052,8 @@ def read_as_systemd(text, recent=True):
 
 
 def systemd_value(text, at):
-    """(where it ended, value): quoted parts, then a bare one, in which quotes mean nothing."""
+    """(where it ended, value): quoted parts, then a bare one, in which quotes mean
+    nothing."""
     value = ""
     found = SYSTEMD_QUOTED.match(text, at)
     while found:
@@ -2260,7 +3066,8 @@ def systemd_value(text, at):
     if not re.search(r"(?<!\\)(?:\\\\)*\\[ \t]?\Z", found.group()):
         bare = bare.rstrip(" \t")
     return found.end(), value + re.sub(
-        r"\\(.)", lambda one: one.group(1).strip("\r\n"), bare, flags=re.DOTALL)
+        r"\\(.)", lambda one: one.group(1).strip("\r\n"), bare, flags=re.DOTALL
+    )
 
 
 def systemd_unescaped(found):
@@ -2277,7 +3084,8 @@ ENV_READERS = {
     "systemd before 254": lambda text: read_as_systemd(text, recent=False),
 }
 
-# A subshell for each file: a syntax error ends it before the record is printed. Nothing is in the
+# A subshell for each file: a syntax error ends it before the record is printed. Nothing
+# is in the
 # PATH, so that no line of a generated file can start a program.
 SHELL_LOOP = r"""
 i=0
@@ -2295,7 +3103,8 @@ done
 
 
 def read_by_shells(texts):
-    """What a real `sh` makes of each text: {name: value}, or None where it refuses the file."""
+    """What a real `sh` makes of each text: {name: value}, or None where it refuses the
+    file."""
     half = (len(texts) + 1) // 2
     with tempfile.TemporaryDirectory() as folder:
         shells = []
@@ -2305,79 +3114,151 @@ def read_by_shells(texts):
             for index, text in enumerate(part):
                 with open(os.path.join(place, "f%d" % index), "wb") as file:
                     file.write(text.encode("utf-8"))
-            shells.append((len(part), subprocess.Popen(
-                ["/bin/sh", "-c", SHELL_LOOP, "sh", str(len(part))], cwd=place,
-                env={"PATH": "/nonexistent"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)))
+            shells.append(
+                (
+                    len(part),
+                    subprocess.Popen(
+                        ["/bin/sh", "-c", SHELL_LOOP, "sh", str(len(part))],
+                        cwd=place,
+                        env={"PATH": "/nonexistent"},
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                    ),
+                )
+            )
         read = []
         for count, shell in shells:
             out = shell.communicate()[0].decode("utf-8", "replace")
             records = (record.split("\1") for record in out.split("\2")[:-1])
-            found = {fields[0]: dict(zip(ENV_NAMES + (ENV_PROBE,), fields[1:]))
-                     for fields in records}
+            found = {
+                fields[0]: dict(zip(ENV_NAMES + (ENV_PROBE,), fields[1:]))
+                for fields in records
+            }
             read += [found.get(str(index)) for index in range(count)]
     return read
 
 
 def last_values(pairs):
     """The value that wins for each of our names and for the probe."""
-    return dict(ENV_UNSET, **{
-        name: value for name, value in pairs or () if name in ENV_UNSET})
+    return dict(
+        ENV_UNSET, **{name: value for name, value in pairs or () if name in ENV_UNSET}
+    )
 
 
 def with_env_probe(text):
-    """TEXT and behind it, as carefully as can be, lines that a reader sees if it got so far."""
+    """TEXT and behind it, as carefully as can be, lines that a reader sees if it got so
+    far."""
     ends = re.findall("\r\n|\n|\r", text) or ["\n"]
     ending = "\n" if "\n" in ends else ends[0]  # every reader knows the bare line feed
     return text + ending * 2 + ENV_PROBE + "=early" + ending + ENV_PROBE + "=seen" + ending
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 # dotenv: the generator. Each piece brings what must stand there afterwards, so that the
 # expected file is put together and never computed from the generated one.
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
-# `lines`: the text, "\n" for a line end. `after`: the same afterwards, "\0" for a line end that is
+# `lines`: the text, "\n" for a line end. `after`: the same afterwards, "\0" for a line
+# end that is
 # new. `name`, `value`: what it assigns, if it is one of ours.
 EnvPiece = collections.namedtuple("EnvPiece", "lines after name value")
 
 FOREIGN_LINES = (
-    "", "", "   ", "\t", "# a comment", "#LLAMA_CLOUD_API_KEY=commented out",
-    "  # LLAMA_CLOUD_BASE_URL='commented", "# it's", '# say "', "# ends in a backslash \\",
-    "FOO=bar", "export FOO=bar", "FOO=a=b=c", "FOO=a#b", "FOO=a # b", "FOO = spaced", "FOO=",
-    "FOO='a b' # c", "FOO='#'", 'FOO="a \\" b"', 'FOO="a\\\\"', "FOO='a\\'", 'FOO="it\'s" # "',
-    "FOO=it\\'s", "FOO=a\\\\", "just words", "LLAMA_CLOUD_API_KEY", "export LLAMA_CLOUD_API_KEY",
-    "MY_LLAMA_CLOUD_API_KEY=mine", "LLAMA_CLOUD_API_KEY_2=second", "LLAMA_CLOUD_API_KEY.x=1",
-    "llama_cloud_api_key=lower", "FOO=LLAMA_CLOUD_API_KEY=x", "FOO='LLAMA_CLOUD_BASE_URL=x'",
-    "\u00dcML\u00c4UT=\u00df\u00e9\u0301", "FOO=\U0001f600\u202e\u200b", "FOO=a\u2028b",
+    "",
+    "",
+    "   ",
+    "\t",
+    "# a comment",
+    "#LLAMA_CLOUD_API_KEY=commented out",
+    "  # LLAMA_CLOUD_BASE_URL='commented",
+    "# it's",
+    '# say "',
+    "# ends in a backslash \\",
+    "FOO=bar",
+    "export FOO=bar",
+    "FOO=a=b=c",
+    "FOO=a#b",
+    "FOO=a # b",
+    "FOO = spaced",
+    "FOO=",
+    "FOO='a b' # c",
+    "FOO='#'",
+    'FOO="a \\" b"',
+    'FOO="a\\\\"',
+    "FOO='a\\'",
+    'FOO="it\'s" # "',
+    "FOO=it\\'s",
+    "FOO=a\\\\",
+    "just words",
+    "LLAMA_CLOUD_API_KEY",
+    "export LLAMA_CLOUD_API_KEY",
+    "MY_LLAMA_CLOUD_API_KEY=mine",
+    "LLAMA_CLOUD_API_KEY_2=second",
+    "LLAMA_CLOUD_API_KEY.x=1",
+    "llama_cloud_api_key=lower",
+    "FOO=LLAMA_CLOUD_API_KEY=x",
+    "FOO='LLAMA_CLOUD_BASE_URL=x'",
+    "\u00dcML\u00c4UT=\u00df\u00e9\u0301",
+    "FOO=\U0001f600\u202e\u200b",
+    "FOO=a\u2028b",
     "FOO=\ufeff",
-    "FOO=a\x0bLLAMA_CLOUD_API_KEY=x", "FOO=a\x0cLLAMA_AGENTS_PROJECT_ID=x",
-    "FOO=a\x85LLAMA_CLOUD_BASE_URL=x", "FOO=a\u2028LLAMA_CLOUD_BASE_URL=x", "FOO=\x1b[31m",
-    "FOO=x LLAMA_CLOUD_API_KEY=y", "LLAMA_CLOUD_API_KEY: yaml", "[section]", "=nameless",
+    "FOO=a\x0bLLAMA_CLOUD_API_KEY=x",
+    "FOO=a\x0cLLAMA_AGENTS_PROJECT_ID=x",
+    "FOO=a\x85LLAMA_CLOUD_BASE_URL=x",
+    "FOO=a\u2028LLAMA_CLOUD_BASE_URL=x",
+    "FOO=\x1b[31m",
+    "FOO=x LLAMA_CLOUD_API_KEY=y",
+    "LLAMA_CLOUD_API_KEY: yaml",
+    "[section]",
+    "=nameless",
 )
 FOREIGN_BLOCKS = (  # values of several lines, with a line inside that is no assignment
-    'FOO="one\n%s\nthree"', "FOO='one\n%s\nthree'", 'export FOO="\n%s\n" # behind',
-    'FOO="a \\"quoted\\" word\n%s\n"', 'FOO="it\'s\n%s\n\\\\"', "FOO='say \"\n%s\n'",
-    'FOO = "# no comment\n\n%s\n#"', "FOO='\\\n%s\n'", '  FOO="x\n  export %s"',
+    'FOO="one\n%s\nthree"',
+    "FOO='one\n%s\nthree'",
+    'export FOO="\n%s\n" # behind',
+    'FOO="a \\"quoted\\" word\n%s\n"',
+    'FOO="it\'s\n%s\n\\\\"',
+    "FOO='say \"\n%s\n'",
+    'FOO = "# no comment\n\n%s\n#"',
+    "FOO='\\\n%s\n'",
+    '  FOO="x\n  export %s"',
 )
 OPEN_LINES = ("FOO=%sopen", "export FOO=%sopen # end", "FOO=%s")
 # before, after: NAME, the OLD value, QUOTE for one that is left open
 OWN_LINES = (
-    ("NAME=OLD", "NAME=NEW"), ("NAME=OLD", "NAME=NEW"), ("NAME=", "NAME=NEW"),
-    ("export NAME=OLD", "export NAME=NEW"), ("export \t NAME=OLD", "export \t NAME=NEW"),
-    ("  NAME=OLD", "  NAME=NEW"), ("\texport NAME='OLD'", "\texport NAME=NEW"),
-    ("NAME =OLD", "NAME=NEW"), ("NAME= OLD", "NAME=NEW"), ("NAME=OLD  ", "NAME=NEW"),
-    ("NAME='OLD'", "NAME=NEW"), ('NAME="OLD"', "NAME=NEW"), ("NAME='OLD # b'", "NAME=NEW"),
-    ("NAME=OLD#b", "NAME=NEW"), ('NAME="a \\" OLD"', "NAME=NEW"), ('NAME="\\\\"', "NAME=NEW"),
-    ("NAME=OLD # why", "# why\0NAME=NEW"), ("NAME='OLD' # it's", "# it's\0NAME=NEW"),
-    ('NAME="OLD"\t# say "', '# say "\0NAME=NEW'), ('NAME="OLD # b" # c', "# c\0NAME=NEW"),
-    ("export NAME=OLD #", "#\0export NAME=NEW"), ("NAME=OLD #a # b", "#a # b\0NAME=NEW"),
-    ('NAME="OLD\nMINE"', "NAME=NEW"), ("NAME='OLD\n# no\nMINE' # c", "# c\0NAME=NEW"),
-    ("NAME='\n\nOLD'", "NAME=NEW"), ("NAME=QUOTEOLD", "NAME=NEW"), ("NAME= QUOTEOLD", "NAME=NEW"),
+    ("NAME=OLD", "NAME=NEW"),
+    ("NAME=OLD", "NAME=NEW"),
+    ("NAME=", "NAME=NEW"),
+    ("export NAME=OLD", "export NAME=NEW"),
+    ("export \t NAME=OLD", "export \t NAME=NEW"),
+    ("  NAME=OLD", "  NAME=NEW"),
+    ("\texport NAME='OLD'", "\texport NAME=NEW"),
+    ("NAME =OLD", "NAME=NEW"),
+    ("NAME= OLD", "NAME=NEW"),
+    ("NAME=OLD  ", "NAME=NEW"),
+    ("NAME='OLD'", "NAME=NEW"),
+    ('NAME="OLD"', "NAME=NEW"),
+    ("NAME='OLD # b'", "NAME=NEW"),
+    ("NAME=OLD#b", "NAME=NEW"),
+    ('NAME="a \\" OLD"', "NAME=NEW"),
+    ('NAME="\\\\"', "NAME=NEW"),
+    ("NAME=OLD # why", "# why\0NAME=NEW"),
+    ("NAME='OLD' # it's", "# it's\0NAME=NEW"),
+    ('NAME="OLD"\t# say "', '# say "\0NAME=NEW'),
+    ('NAME="OLD # b" # c', "# c\0NAME=NEW"),
+    ("export NAME=OLD #", "#\0export NAME=NEW"),
+    ("NAME=OLD #a # b", "#a # b\0NAME=NEW"),
+    ('NAME="OLD\nMINE"', "NAME=NEW"),
+    ("NAME='OLD\n# no\nMINE' # c", "# c\0NAME=NEW"),
+    ("NAME='\n\nOLD'", "NAME=NEW"),
+    ("NAME=QUOTEOLD", "NAME=NEW"),
+    ("NAME= QUOTEOLD", "NAME=NEW"),
 )
 
 
 def env_piece(rng, tail):
-    """A piece that may stand before the text TAIL: no quote left open that TAIL would close."""
+    """A piece that may stand before the text TAIL: no quote left open that TAIL would
+    close."""
     kind = rng.random()
     name = rng.choice(ENV_NAMES)
     quotes = [quote for quote in "'\"" if quote not in tail]
@@ -2391,15 +3272,19 @@ def env_piece(rng, tail):
         quote = rng.choice(quotes + [""])
         line = rng.choice(OPEN_LINES) % quote
         return EnvPiece(line, line, None, None)
-    old = "old%d" % rng.randrange(10 ** 6)
+    old = "old%d" % rng.randrange(10**6)
     before, after = rng.choice(OWN_LINES)
     if "QUOTE" in before and not quotes:
         before, after = OWN_LINES[0]
     quote = rng.choice(quotes) if "QUOTE" in before else None
     texts = [
-        text.replace("NAME", name).replace("OLD", old).replace("QUOTE", quote or "")
-        .replace("NEW", ENV_NEW[name]).replace("MINE", rng.choice(ENV_NAMES) + "=inner")
-        for text in (before, after)]
+        text.replace("NAME", name)
+        .replace("OLD", old)
+        .replace("QUOTE", quote or "")
+        .replace("NEW", ENV_NEW[name])
+        .replace("MINE", rng.choice(ENV_NAMES) + "=inner")
+        for text in (before, after)
+    ]
     return EnvPiece(texts[0], texts[1], name, own_value(texts[0]))
 
 
@@ -2429,7 +3314,11 @@ def env_samples(count, seed):
         ends = [rng.choice(endings) for _ in range(marked.count("\1") + 1)]
         last = ends.pop() * (rng.random() < 0.75 and bool(pieces))
         # behind a BOM a moved comment is none to a shell; what it is before is no better
-        bom = "\ufeff" if rng.random() < 0.1 and pieces and "\0" not in pieces[0].after else ""
+        bom = (
+            "\ufeff"
+            if rng.random() < 0.1 and pieces and "\0" not in pieces[0].after
+            else ""
+        )
         before = bom + put_ends(marked, ends) + last
         after = bom + ended_as_before(pieces, ends) + last
         values = {piece.name: piece.value for piece in pieces if piece.name}
@@ -2444,7 +3333,9 @@ def env_samples(count, seed):
 
 
 def put_ends(marked, ends):
-    return "".join(itertools.chain(*itertools.zip_longest(marked.split("\1"), ends, fillvalue="")))
+    return "".join(
+        itertools.chain(*itertools.zip_longest(marked.split("\1"), ends, fillvalue=""))
+    )
 
 
 def ended_as_before(pieces, ends):
@@ -2452,7 +3343,9 @@ def ended_as_before(pieces, ends):
     text, ends = "", list(ends)
     for number, piece in enumerate(pieces):
         inner = [ends.pop(0) for _ in range(piece.lines.count("\n"))]
-        text += put_ends(piece.after.replace("\n", "\1"), inner if "\n" in piece.after else [])
+        text += put_ends(
+            piece.after.replace("\n", "\1"), inner if "\n" in piece.after else []
+        )
         text += ends.pop(0) if number < len(pieces) - 1 else ""
     return text
 
@@ -2474,15 +3367,46 @@ def is_expected_env(expected, text):
 
 
 SOUP = (
-    "FOO", "FOO=", "'", '"', "'", '"', "\\", "\\", "=", " ", " ", "#", " # ", "export ", "x", "y z",
-    "\n", "\n", "\n", "\n", "\n", "\r\n", "\r", "\t", "\u2028", "\ufeff",
-) + tuple(name + "=" for name in ENV_NAMES) + ENV_NAMES + tuple("\n%s=old" % n for n in ENV_NAMES)
+    (
+        "FOO",
+        "FOO=",
+        "'",
+        '"',
+        "'",
+        '"',
+        "\\",
+        "\\",
+        "=",
+        " ",
+        " ",
+        "#",
+        " # ",
+        "export ",
+        "x",
+        "y z",
+        "\n",
+        "\n",
+        "\n",
+        "\n",
+        "\n",
+        "\r\n",
+        "\r",
+        "\t",
+        "\u2028",
+        "\ufeff",
+    )
+    + tuple(name + "=" for name in ENV_NAMES)
+    + ENV_NAMES
+    + tuple("\n%s=old" % n for n in ENV_NAMES)
+)
 
 
 def env_soups(count, seed):
     """Files of random tokens, most of them nonsense that no reader likes."""
     rng = random.Random(seed)
-    return ["".join(rng.choice(SOUP) for _ in range(rng.randrange(1, 24))) for _ in range(count)]
+    return [
+        "".join(rng.choice(SOUP) for _ in range(rng.randrange(1, 24))) for _ in range(count)
+    ]
 
 
 class EnvText(unittest.TestCase):
@@ -2499,23 +3423,30 @@ class EnvText(unittest.TestCase):
             if not is_expected_env(sample.after, after):
                 self.assertEqual(sample.after, after, "from %r" % sample.before)
             if self.updated(after) != after:
-                self.assertEqual(after, self.updated(after), "twice from %r" % sample.before)
+                self.assertEqual(
+                    after, self.updated(after), "twice from %r" % sample.before
+                )
 
     def check_reader(self, reader, sample, read, after):
-        """AFTER, what READER read of the file after the update; True if it could READ it before."""
+        """AFTER, what READER read of the file after the update; True if it could READ it
+        before."""
         could = dict(ENV_UNSET, **dict(sample.values, **{ENV_PROBE: "seen"}))
         if read != could:
             return False
-        # older versions look for the end of such a value further down, and sometimes find one
-        if "1.2.4" in reader and "\\\\\"" in sample.before:
+        # older versions look for the end of such a value further down, and sometimes
+        # find one
+        if "1.2.4" in reader and '\\\\"' in sample.before:
             return False
         # a comment that moves leaves its carriage return, which hid in it, to the value
         if reader == "sh" and re.search("#.*\r", sample.before):
             return False
         wanted = dict(ENV_UNSET, **ENV_NEW)
         if after != wanted:
-            self.assertEqual(wanted, after, "%s: %r became %r" % (
-                reader, sample.before, self.updated(sample.before)))
+            self.assertEqual(
+                wanted,
+                after,
+                "%s: %r became %r" % (reader, sample.before, self.updated(sample.before)),
+            )
         return True
 
     def test_generated_files_read_back_in_every_reader_that_could_read_them(self):
@@ -2524,16 +3455,21 @@ class EnvText(unittest.TestCase):
             probed, after = with_env_probe(sample.before), self.updated(sample.before)
             for reader, read in ENV_READERS.items():
                 counts[reader] += self.check_reader(
-                    reader, sample, last_values(read(probed)), last_values(read(after)))
+                    reader, sample, last_values(read(probed)), last_values(read(after))
+                )
         # the generator must not become so wild that nobody reads its files
         self.assertGreater(min(counts[reader] for reader in ENV_READERS), 500, counts)
 
     def test_generated_files_read_back_in_a_shell_that_could_read_them(self):
         samples = list(env_samples(1000, "shells"))
-        texts = [(with_env_probe(sample.before), self.updated(sample.before)) for sample in samples]
+        texts = [
+            (with_env_probe(sample.before), self.updated(sample.before))
+            for sample in samples
+        ]
         read = read_by_shells(list(itertools.chain(*texts)))
-        count = sum(self.check_reader("sh", *both)
-                    for both in zip(samples, read[::2], read[1::2]))
+        count = sum(
+            self.check_reader("sh", *both) for both in zip(samples, read[::2], read[1::2])
+        )
         self.assertGreater(count, 250)
 
     def test_nonsense_is_kept_and_the_second_update_changes_nothing(self):
@@ -2553,7 +3489,9 @@ class EnvText(unittest.TestCase):
                 # what is no probe to one of them, or has no value, is nobody's assignment
                 is_clear = None not in known.values() and not re.search("\r(?!\n)", text)
                 if is_clear and last_values(read(with_env_probe(text))) == known:
-                    self.assertEqual(wanted, last_values(read(after)), "%s: %r" % (reader, text))
+                    self.assertEqual(
+                        wanted, last_values(read(after)), "%s: %r" % (reader, text)
+                    )
 
     def test_by_example(self):
         key, url, project = (name + "=" + ENV_NEW[name] for name in ENV_NAMES)
@@ -2565,12 +3503,18 @@ class EnvText(unittest.TestCase):
             ("A=1", "A=1\n" + key + "\n" + url + "\n" + project),
             ("A=1\r\n", "A=1\r\n" + "".join(line + "\r\n" for line in (key, url, project))),
             ("A=1\r\nB=2", "A=1\r\nB=2\r\n" + "\r\n".join((key, url, project))),
-            ("A=1\rB=2\r", "A=1\rB=2\r" + "".join(line + "\r" for line in (key, url, project))),
+            (
+                "A=1\rB=2\r",
+                "A=1\rB=2\r" + "".join(line + "\r" for line in (key, url, project)),
+            ),
             ("\ufeffA=1\n", "\ufeffA=1\n" + key + "\n" + both),
             # updated where they stand
             ("LLAMA_CLOUD_API_KEY=a\nB=2\n", key + "\nB=2\n" + both),
             ("\ufeffLLAMA_CLOUD_API_KEY=a\n", "\ufeff" + key + "\n" + both),
-            ("LLAMA_CLOUD_API_KEY=a\nLLAMA_CLOUD_API_KEY=b\n", key + "\n" + key + "\n" + both),
+            (
+                "LLAMA_CLOUD_API_KEY=a\nLLAMA_CLOUD_API_KEY=b\n",
+                key + "\n" + key + "\n" + both,
+            ),
             ("export LLAMA_CLOUD_API_KEY=a\n", "export " + key + "\n" + both),
             # a hash makes a comment only behind white space
             ("LLAMA_CLOUD_API_KEY=a # b\n", "# b\n" + key + "\n" + both),
@@ -2578,36 +3522,56 @@ class EnvText(unittest.TestCase):
             ("LLAMA_CLOUD_API_KEY='a # b' # c\n", "# c\n" + key + "\n" + both),
             ("LLAMA_CLOUD_API_KEY=#secret\n", key + "\n" + both),
             # text inside a quoted value of several lines, and behind it
-            ("A='\n%s\n'\n" % "LLAMA_CLOUD_API_KEY=a",
-             "A='\nLLAMA_CLOUD_API_KEY=a\n'\n" + key + "\n" + both),
-            ("A=\"\\\"\n%s\n\"\nLLAMA_CLOUD_API_KEY=b\n" % "LLAMA_CLOUD_API_KEY=a",
-             "A=\"\\\"\nLLAMA_CLOUD_API_KEY=a\n\"\n" + key + "\n" + both),
-            ("A=\"one \\\ntwo\"\nLLAMA_CLOUD_API_KEY=b\n",
-             "A=\"one \\\ntwo\"\n" + key + "\n" + both),
+            (
+                "A='\n%s\n'\n" % "LLAMA_CLOUD_API_KEY=a",
+                "A='\nLLAMA_CLOUD_API_KEY=a\n'\n" + key + "\n" + both,
+            ),
+            (
+                'A="\\"\n%s\n"\nLLAMA_CLOUD_API_KEY=b\n' % "LLAMA_CLOUD_API_KEY=a",
+                'A="\\"\nLLAMA_CLOUD_API_KEY=a\n"\n' + key + "\n" + both,
+            ),
+            (
+                'A="one \\\ntwo"\nLLAMA_CLOUD_API_KEY=b\n',
+                'A="one \\\ntwo"\n' + key + "\n" + both,
+            ),
             ("A='\\\n'\nLLAMA_CLOUD_API_KEY=b\n", "A='\\\n'\n" + key + "\n" + both),
             # an unterminated quote makes an ordinary line
             ("A='\nLLAMA_CLOUD_API_KEY=a\n", "A='\n" + key + "\n" + both),
-            ("A=\"\\\"\nLLAMA_CLOUD_API_KEY=a\n", "A=\"\\\"\n" + key + "\n" + both),
-            ("LLAMA_CLOUD_API_KEY=\"a\nB=2\n", key + "\nB=2\n" + both),
+            ('A="\\"\nLLAMA_CLOUD_API_KEY=a\n', 'A="\\"\n' + key + "\n" + both),
+            ('LLAMA_CLOUD_API_KEY="a\nB=2\n', key + "\nB=2\n" + both),
             # what only looks like one of ours
-            ("#LLAMA_CLOUD_API_KEY=a\nXLLAMA_CLOUD_API_KEY=b\nLLAMA_CLOUD_API_KEY\n",
-             "#LLAMA_CLOUD_API_KEY=a\nXLLAMA_CLOUD_API_KEY=b\nLLAMA_CLOUD_API_KEY\n"
-             + key + "\n" + both),
-            ("A=\x00\x85\u2028LLAMA_CLOUD_API_KEY=a\n",
-             "A=\x00\x85\u2028LLAMA_CLOUD_API_KEY=a\n" + key + "\n" + both),
+            (
+                "#LLAMA_CLOUD_API_KEY=a\nXLLAMA_CLOUD_API_KEY=b\nLLAMA_CLOUD_API_KEY\n",
+                "#LLAMA_CLOUD_API_KEY=a\nXLLAMA_CLOUD_API_KEY=b\nLLAMA_CLOUD_API_KEY\n"
+                + key
+                + "\n"
+                + both,
+            ),
+            (
+                "A=\x00\x85\u2028LLAMA_CLOUD_API_KEY=a\n",
+                "A=\x00\x85\u2028LLAMA_CLOUD_API_KEY=a\n" + key + "\n" + both,
+            ),
             # mixed line ends: no line too many, the last character is no part of a CRLF
             ("A=1\r\nB='a\\'\n", "A=1\r\nB='a\\'\n\0".replace("\0", key + "\n" + both)),
         ):
             with self.subTest(before=before):
                 got = self.updated(before)
-                if "\r\nB='a" in before:  # which line end is new lines' is tested by readers below
-                    got = got[:len(before)] + got[len(before):].replace("\r\n", "\n")
+                if (
+                    "\r\nB='a" in before
+                ):  # which line end is new lines' is tested by readers below
+                    got = got[: len(before)] + got[len(before) :].replace("\r\n", "\n")
                 self.assertEqual(after, got)
 
     def test_a_line_that_is_continued_does_not_swallow_ours(self):
         wanted = dict(ENV_UNSET, **ENV_NEW)
-        for before in ("A=1\\", "A=1\\\n", "A=1\\\r\n", "A=1\n# c\\", "A=1\n# c\\\n",
-                       "A=1 \\\\\\\n"):
+        for before in (
+            "A=1\\",
+            "A=1\\\n",
+            "A=1\\\r\n",
+            "A=1\n# c\\",
+            "A=1\n# c\\\n",
+            "A=1 \\\\\\\n",
+        ):
             after = self.updated(before)
             self.assertTrue(after.startswith(before))
             self.assertEqual(after, self.updated(after))
@@ -2629,20 +3593,30 @@ class EnvText(unittest.TestCase):
                 after = self.updated(before)
                 self.assertEqual(after, self.updated(after))
                 for reader in ("python-dotenv", "docker --env-file"):
-                    self.assertEqual(dict(ENV_UNSET, **ENV_NEW),
-                                     last_values(ENV_READERS[reader](after)), repr(after))
+                    self.assertEqual(
+                        dict(ENV_UNSET, **ENV_NEW),
+                        last_values(ENV_READERS[reader](after)),
+                        repr(after),
+                    )
 
     def test_the_last_assignment_is_new_behind_a_folder_of_windows(self):
         # to python-dotenv and Docker the backslash is a part of A's value, nothing else
         after = self.updated("LLAMA_CLOUD_API_KEY=a\nA=C:\\dir\\\nLLAMA_CLOUD_API_KEY=b\n")
         for reader in ("python-dotenv", "python-dotenv before 1.2.4", "docker --env-file"):
             with self.subTest(reader=reader):
-                self.assertEqual(dict(ENV_UNSET, **ENV_NEW),
-                                 last_values(ENV_READERS[reader](after)), repr(after))
+                self.assertEqual(
+                    dict(ENV_UNSET, **ENV_NEW),
+                    last_values(ENV_READERS[reader](after)),
+                    repr(after),
+                )
 
     def test_a_stray_carriage_return_does_not_decide_how_new_lines_end(self):
         # a shell and Docker know the line feed alone; they could read these files
-        for before in ("A=1\rB\nC=3\n", "# a\r# b\nLLAMA_CLOUD_API_KEY=a # c\n", "A=1\r\nB=2\n"):
+        for before in (
+            "A=1\rB\nC=3\n",
+            "# a\r# b\nLLAMA_CLOUD_API_KEY=a # c\n",
+            "A=1\r\nB=2\n",
+        ):
             after = self.updated(before)
             wanted = dict(ENV_UNSET, **ENV_NEW)
             with self.subTest(before=before):
@@ -2657,19 +3631,71 @@ class EnvText(unittest.TestCase):
         self.assertEqual("".join((half, new[0], "\n", half, new[1], "\n", new[2])), after)
 
     def test_a_huge_value_and_a_great_many_open_quotes(self):
-        for text in ("A=\"" + "\\\"\n" * 300000 + "\"\n", "A='" + "\n" * 300000 + "'\n",
-                     "A=\"\\\"\n" * 30000, "A='\nB=\"\n" * 20001 + "\"'\n"):
+        for text in (
+            'A="' + '\\"\n' * 300000 + '"\n',
+            "A='" + "\n" * 300000 + "'\n",
+            'A="\\"\n' * 30000,
+            "A='\nB=\"\n" * 20001 + "\"'\n",
+        ):
             after = self.updated(text)
-            self.assertEqual(text, after[:len(text)])
-            self.assertEqual(self.updated(""), after[len(text):])
+            self.assertEqual(text, after[: len(text)])
+            self.assertEqual(self.updated(""), after[len(text) :])
 
 
 ENV_VALUES = (
-    "a", "llx-0.9_/:@%+,=-Z", "$HOME", "${HOME}", "$", "'", '"', "\\", "`id`", "#", "a#b", ";", "&",
-    "a;b&c|d", "(", "~", "~root", "*", "!", "{a,b}", "[x]", "<>", "it's", 'say"so"', "a\\n", "\\\\",
-    "it's$HOME", "it's`id`", "it's${HOME}", "\\$HOME", "'\"", "\"'$`\\", "a\\'b", "\\'", "a=b", "=",
-    "-", "--help", "^", "?", "a'\"b", "\\t\\x41", "%n", "@", "'a'", '"a"', "'a", '"a', "$(id)",
-    "a$", "${A:-b}", "'${HOME}", "key\\",
+    "a",
+    "llx-0.9_/:@%+,=-Z",
+    "$HOME",
+    "${HOME}",
+    "$",
+    "'",
+    '"',
+    "\\",
+    "`id`",
+    "#",
+    "a#b",
+    ";",
+    "&",
+    "a;b&c|d",
+    "(",
+    "~",
+    "~root",
+    "*",
+    "!",
+    "{a,b}",
+    "[x]",
+    "<>",
+    "it's",
+    'say"so"',
+    "a\\n",
+    "\\\\",
+    "it's$HOME",
+    "it's`id`",
+    "it's${HOME}",
+    "\\$HOME",
+    "'\"",
+    "\"'$`\\",
+    "a\\'b",
+    "\\'",
+    "a=b",
+    "=",
+    "-",
+    "--help",
+    "^",
+    "?",
+    "a'\"b",
+    "\\t\\x41",
+    "%n",
+    "@",
+    "'a'",
+    '"a"',
+    "'a",
+    '"a',
+    "$(id)",
+    "a$",
+    "${A:-b}",
+    "'${HOME}",
+    "key\\",
 )
 
 
@@ -2683,8 +3709,10 @@ class EnvValues(unittest.TestCase):
     def values(self):
         rng = random.Random("values")
         signs = [chr(code) for code in range(33, 127)]
-        short = ["".join(rng.choice("'\"\\$`#{}a") for _ in range(rng.randrange(1, 7)))
-                 for _ in range(300)]
+        short = [
+            "".join(rng.choice("'\"\\$`#{}a") for _ in range(rng.randrange(1, 7)))
+            for _ in range(300)
+        ]
         return list(ENV_VALUES) + signs + short + ["x" + sign + "y" for sign in signs]
 
     def test_every_reader_that_is_not_named_reads_it(self):
@@ -2693,7 +3721,9 @@ class EnvValues(unittest.TestCase):
             text = self.text_of(value)
             wanted = dict.fromkeys(ENV_NAMES, value)
             for reader, read in ENV_READERS.items():
-                if not any(reader.startswith(name) or name.startswith(reader) for name in named):
+                if not any(
+                    reader.startswith(name) or name.startswith(reader) for name in named
+                ):
                     known = last_values(read(text))
                     del known[ENV_PROBE]
                     self.assertEqual(wanted, known, "%s does not read %r" % (reader, text))
@@ -2703,26 +3733,38 @@ class EnvValues(unittest.TestCase):
             for name in llamactl.unable_readers(value):
                 readers = [reader for reader in ENV_READERS if reader.startswith(name[:10])]
                 self.assertTrue(readers, name)
-                known = [last_values(ENV_READERS[each](self.text_of(value))) for each in readers]
-                self.assertTrue(any(one[ENV_NAMES[0]] != value for one in known),
-                                "%s reads %r well" % (name, value))
+                known = [
+                    last_values(ENV_READERS[each](self.text_of(value))) for each in readers
+                ]
+                self.assertTrue(
+                    any(one[ENV_NAMES[0]] != value for one in known),
+                    "%s reads %r well" % (name, value),
+                )
 
     def test_a_shell_reads_every_value(self):
         values = self.values()
-        for value, known in zip(values, read_by_shells([self.text_of(one) for one in values])):
+        for value, known in zip(
+            values, read_by_shells([self.text_of(one) for one in values])
+        ):
             wanted = dict(dict.fromkeys(ENV_NAMES, value), **{ENV_PROBE: "(unset)"})
             self.assertEqual(wanted, known, value)
 
     def test_a_safe_value_is_bare(self):
-        for value in ("llx-abcXYZ_019", "https://api.cloud.llamaindex.ai", "http://[::1]:8000"[:4],
-                      "proj-1.2", "0d5a1e2c-1111-4222-8333-444455556666"):
+        for value in (
+            "llx-abcXYZ_019",
+            "https://api.cloud.llamaindex.ai",
+            "http://[::1]:8000"[:4],
+            "proj-1.2",
+            "0d5a1e2c-1111-4222-8333-444455556666",
+        ):
             self.assertEqual(
-                (value, []), (llamactl.env_value(value), llamactl.unable_readers(value)))
+                (value, []), (llamactl.env_value(value), llamactl.unable_readers(value))
+            )
 
 
-# ==================================================================================================
+# ========================================================================================
 # terminal: real pseudo-terminals, real streams, real signals
-# ==================================================================================================
+# ========================================================================================
 
 
 class SignalCase(CommandCase):
@@ -2730,15 +3772,25 @@ class SignalCase(CommandCase):
 
     def setUp(self):
         super().setUp()
-        for number, action in ((signal.SIGINT, signal.default_int_handler),
-                               (signal.SIGHUP, signal.SIG_DFL)):
+        for number, action in (
+            (signal.SIGINT, signal.default_int_handler),
+            (signal.SIGHUP, signal.SIG_DFL),
+        ):
             self.addCleanup(signal.signal, number, signal.signal(number, action))
 
     def two_profiles(self):
-        self.write_store({
-            "blue": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
-            "blue-2": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
-            "red": {"auth_type": "token", "api_key": KEY, "project_id": "proj-beta"}}, "blue")
+        self.write_store(
+            {
+                "blue": {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"},
+                "blue-2": {
+                    "auth_type": "token",
+                    "api_key": KEY,
+                    "project_id": "proj-alpha",
+                },
+                "red": {"auth_type": "token", "api_key": KEY, "project_id": "proj-beta"},
+            },
+            "blue",
+        )
 
     def current(self):
         return self.stored()[self.url]["current_profile"]
@@ -2765,14 +3817,20 @@ class SignalCase(CommandCase):
 
 
 class Questions(SignalCase):
-
     def test_key_is_typed_hidden_and_project_picked(self):
         self.cloud.projects[0]["project_name"] = "Al\x1b[2Jpha\u202e"
-        shown = self.pty(["auth", "token"], [
-            ("API key for", b"llx-CANARY-a-wrong-one\n"), ("API key for", b"llx-CANARY bad\n"),
-            ("API key for", b"  %s \n" % KEY.encode()),
-            ("or name", b"9\n"), ("or name", b"\n"), ("or name", b"proj\n"),
-            ("or name", b"BET\n")])
+        shown = self.pty(
+            ["auth", "token"],
+            [
+                ("API key for", b"llx-CANARY-a-wrong-one\n"),
+                ("API key for", b"llx-CANARY bad\n"),
+                ("API key for", b"  %s \n" % KEY.encode()),
+                ("or name", b"9\n"),
+                ("or name", b"\n"),
+                ("or name", b"proj\n"),
+                ("or name", b"BET\n"),
+            ],
+        )
         self.assertEqual(shown.code, 0)
         self.assertNotIn("\x1b", shown.out)
         self.assertNotIn("\u202e", shown.out)
@@ -2782,8 +3840,13 @@ class Questions(SignalCase):
         self.assertEqual((profile["api_key"], profile["project_id"]), (KEY, "proj-beta"))
 
     def test_a_byte_that_is_no_text_is_asked_for_again_and_not_quoted(self):
-        shown = self.pty(["auth", "token", "--project", "proj-beta"], [
-            ("API key for", b"llx-CANARY-\xff\xfe\n"), ("API key for", KEY.encode() + b"\n")])
+        shown = self.pty(
+            ["auth", "token", "--project", "proj-beta"],
+            [
+                ("API key for", b"llx-CANARY-\xff\xfe\n"),
+                ("API key for", KEY.encode() + b"\n"),
+            ],
+        )
         self.assertEqual((shown.code, list(self.profiles())), (0, ["llx-wxyz"]), shown.out)
         self.assertRegex(shown.out, r"\n[^\n]*is not text; try again\n")
         self.assertNotRegex(shown.out, "CANARY|utf|codec|ff|xff")
@@ -2809,15 +3872,27 @@ class Questions(SignalCase):
         table = (
             ("auth use", [b"3\n"], lambda: self.current() == "red"),
             # a part of several names is none, the whole of one is
-            ("auth use", [b"0\n", b"4\n", b"nope\n", b"blu\n", b"blue\n"],
-             lambda: self.current() == "blue"),
-            ("projects use", [b"beta\n"],
-             lambda: self.profiles()["blue"]["project_id"] == "proj-beta"),
+            (
+                "auth use",
+                [b"0\n", b"4\n", b"nope\n", b"blu\n", b"blue\n"],
+                lambda: self.current() == "blue",
+            ),
+            (
+                "projects use",
+                [b"beta\n"],
+                lambda: self.profiles()["blue"]["project_id"] == "proj-beta",
+            ),
             ("auth logout", [b"E-2\n"], lambda: sorted(self.profiles()) == ["blue", "red"]),
-            ("auth logout", [b"\n"],
-             lambda: (list(self.profiles()), self.current()) == (["red"], None)),
-            ("environments use", [b"127.0.0.1:1\n"],
-             lambda: self.rows("config")["environment"] == NOWHERE),
+            (
+                "auth logout",
+                [b"\n"],
+                lambda: (list(self.profiles()), self.current()) == (["red"], None),
+            ),
+            (
+                "environments use",
+                [b"127.0.0.1:1\n"],
+                lambda: self.rows("config")["environment"] == NOWHERE,
+            ),
             ("environments delete", [b"\n"], lambda: list(self.stored()) == [self.url]),
         )
         for words, answers, proof in table:
@@ -2831,7 +3906,10 @@ class Questions(SignalCase):
     def test_leaving_a_question(self):
         self.two_profiles()
         before = self.store_text()
-        for argv, prompt in ((["auth", "token"], "API key for"), (["auth", "use"], "or name")):
+        for argv, prompt in (
+            (["auth", "token"], "API key for"),
+            (["auth", "use"], "or name"),
+        ):
             for typed in (b"\x03", b"\x04"):
                 with self.subTest(argv=argv, typed=typed):
                     shown = self.interrupted(argv, prompt, typed)
@@ -2841,9 +3919,10 @@ class Questions(SignalCase):
 
     def test_where_nobody_can_be_asked(self):
         self.two_profiles()
-        quiet = "exec \"$0\" \"$@\" 2> error.txt"
+        quiet = 'exec "$0" "$@" 2> error.txt'
         table = (
-            (["auth", "use"], {"TERM": "dumb"}, None), (["auth", "logout"], {"CI": "true"}, None),
+            (["auth", "use"], {"TERM": "dumb"}, None),
+            (["auth", "logout"], {"CI": "true"}, None),
             (["auth", "token"], {"TERM": "dumb"}, None),
             (["auth", "use"], {"CI": ""}, ["sh", "-c", quiet, sys.executable, PROGRAM]),
         )
@@ -2867,9 +3946,13 @@ class Questions(SignalCase):
         self.assertRegex(shown.out, r"[0-9]:[0-5][0-9] left")
         for lifetime in (600, 86400):
             self.cloud.pending_polls, self.cloud.expires_in = 1, lifetime
-            shown = self.pty(["auth", "login", "--project", "proj-beta"], [("waiting, ", b"")])
+            shown = self.pty(
+                ["auth", "login", "--project", "proj-beta"], [("waiting, ", b"")]
+            )
             lines = re.findall("\r([^\r\n]+)(?=\r)", shown.out)
-            self.assertEqual({20}, {max(map(len, lines))}, lines)  # a narrow terminal's width
+            self.assertEqual(
+                {20}, {max(map(len, lines))}, lines
+            )  # a narrow terminal's width
         self.assertEqual(self.profiles()["dev@example.com"]["project_id"], "proj-beta")
 
     def test_login_that_is_interrupted_or_whose_terminal_hangs_up(self):
@@ -2878,13 +3961,18 @@ class Questions(SignalCase):
         self.interrupted(["auth", "login"], "left", b"\x03")
         result = self.pty(["auth", "login"], [("left", None)])
         self.assertIn(result.code, (130, -signal.SIGHUP))
-        self.assertEqual((self.store_text(), os.listdir(self.folder).count("profiles.json.new")),
-                         (before, 0))
+        self.assertEqual(
+            (self.store_text(), os.listdir(self.folder).count("profiles.json.new")),
+            (before, 0),
+        )
 
     def test_hang_up_at_a_question_under_nohup(self):
         self.two_profiles()
-        nohup = ["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\"", sys.executable, PROGRAM]
-        for argv, prompt in ((["auth", "use"], "or name"), (["auth", "token"], "API key for")):
+        nohup = ["sh", "-c", 'trap \'\' HUP; exec "$0" "$@"', sys.executable, PROGRAM]
+        for argv, prompt in (
+            (["auth", "use"], "or name"),
+            (["auth", "token"], "API key for"),
+        ):
             with self.subTest(argv=argv):
                 result = self.pty(argv, [(prompt, None)], command=nohup + argv)
                 # getpass, once it cannot restore a terminal that is gone, says so instead
@@ -2899,8 +3987,11 @@ class ProgramOnStdin(SignalCase):
         return ["sh", "-c", '"$0" - %s < "$1"' % " ".join(argv), sys.executable, PROGRAM]
 
     def test_it_asks_at_the_controlling_terminal(self):
-        shown = self.pty([], [("API key for", KEY.encode() + b"\n"), ("or name", b"beta\n")],
-                         command=self.shell("auth", "token"))
+        shown = self.pty(
+            [],
+            [("API key for", KEY.encode() + b"\n"), ("or name", b"beta\n")],
+            command=self.shell("auth", "token"),
+        )
         self.assertEqual(shown.code, 0, shown.out)
         self.assertNotIn("llx-", shown.out.replace("llx-wxyz", ""))
         self.assertEqual(self.profiles()["llx-wxyz"]["project_id"], "proj-beta")
@@ -2918,21 +4009,32 @@ class ProgramOnStdin(SignalCase):
             with self.subTest(argv=argv):
                 with open(PROGRAM, "rb") as program:
                     process = subprocess.Popen(
-                        [sys.executable, "-"] + argv, env=self.env, cwd=self.home, stdin=program,
-                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                        [sys.executable, "-"] + argv,
+                        env=self.env,
+                        cwd=self.home,
+                        stdin=program,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        start_new_session=True,
+                    )
                     out, err = process.communicate()
-                self.expect_failure(self.note(process.returncode, out, err), 2,
-                                    "--api-key|NAME.*blue")
+                self.expect_failure(
+                    self.note(process.returncode, out, err), 2, "--api-key|NAME.*blue"
+                )
 
 
 class Streams(SignalCase):
-
     def shell(self, redirection, *argv, **options):
         """Run with REDIRECTION; the program's stderr is read unless that was redirected."""
         process = subprocess.Popen(
-            ["sh", "-c", 'exec "$0" "$@" ' + redirection, sys.executable, PROGRAM] + list(argv),
-            env=dict(self.env, **options.pop("env", {})), cwd=self.home, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            ["sh", "-c", 'exec "$0" "$@" ' + redirection, sys.executable, PROGRAM]
+            + list(argv),
+            env=dict(self.env, **options.pop("env", {})),
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         out, err = process.communicate(timeout=30)
         return self.note(process.returncode, out, err)
 
@@ -2940,20 +4042,22 @@ class Streams(SignalCase):
         self.with_profile()
         listing = self.done("auth", "get").out
         for redirection, argv, code, out, err in (
-                (">&-", "auth get", 1, "", "^error: .*output.*\n$"),
-                ("> /dev/full", "auth get", 1, "", "^error: .*output.*\n$"),
-                ("<&-", "auth get", 0, listing, ""),
-                ("<&-", "auth token", 2, "", "^error: .*--api-key.*\nhint: .*\n$"),
-                ("<&-", "auth token --api-key - --project p", 2, "", "^error: .*input.*\n$"),
-                ("2>&-", "auth get", 0, listing, ""),
-                ("2>&-", "auth use nope", 1, "", ""),
-                ("2> /dev/full", "auth use nope", 1, "", ""),
-                (">&- 2>&- <&-", "auth use main", 0, "", "")):
+            (">&-", "auth get", 1, "", "^error: .*output.*\n$"),
+            ("> /dev/full", "auth get", 1, "", "^error: .*output.*\n$"),
+            ("<&-", "auth get", 0, listing, ""),
+            ("<&-", "auth token", 2, "", "^error: .*--api-key.*\nhint: .*\n$"),
+            ("<&-", "auth token --api-key - --project p", 2, "", "^error: .*input.*\n$"),
+            ("2>&-", "auth get", 0, listing, ""),
+            ("2>&-", "auth use nope", 1, "", ""),
+            ("2> /dev/full", "auth use nope", 1, "", ""),
+            (">&- 2>&- <&-", "auth use main", 0, "", ""),
+        ):
             with self.subTest(redirection=redirection, argv=argv):
                 self.expect(self.shell(redirection, *argv.split()), code, out, err)
 
     def test_output_is_whole_or_an_error(self):
-        """Unbuffered, one write may take a part of it, or nothing of it where it would wait."""
+        """Unbuffered, one write may take a part of it, or nothing of it where it would
+        wait."""
         read, full = os.pipe()
         self.addCleanup(os.close, read)
         self.addCleanup(os.close, full)
@@ -2963,20 +4067,29 @@ class Streams(SignalCase):
                 pass
         for env in ({}, {"PYTHONUNBUFFERED": "1"}):
             with self.subTest(env=env), open(os.path.join(self.home, "out"), "wb") as file:
-                self.assertEqual(self.process("--help", env=env).out, self.done("--help").out)
+                self.assertEqual(
+                    self.process("--help", env=env).out, self.done("--help").out
+                )
                 with file_size_limit(100):
                     limited = self.spawn("--help", env=env, stdout=file)
                 for process in (limited, self.spawn("--help", env=env, stdout=full)):
                     _, err = process.communicate(timeout=30)
-                    self.expect(self.note(process.returncode, b"", err), 1, "",
-                                r"\Aerror: standard output.*\n\Z")
+                    self.expect(
+                        self.note(process.returncode, b"", err),
+                        1,
+                        "",
+                        r"\Aerror: standard output.*\n\Z",
+                    )
 
     def test_closed_pipe_ends_quietly(self):
         self.with_profile()
         for argv, stream, code in (
-                (["auth", "get"], "stdout", 0), (["--help"], "stdout", 0),
-                (["auth", "get", "-o", "json"], "stdout", 0),
-                (["auth", "use", "main"], "stderr", 0), (["auth", "use", "nope"], "stderr", 1)):
+            (["auth", "get"], "stdout", 0),
+            (["--help"], "stdout", 0),
+            (["auth", "get", "-o", "json"], "stdout", 0),
+            (["auth", "use", "main"], "stderr", 0),
+            (["auth", "use", "nope"], "stderr", 1),
+        ):
             with self.subTest(argv=argv):
                 read, write = os.pipe()
                 os.close(read)
@@ -2987,14 +4100,20 @@ class Streams(SignalCase):
 
     def test_stdout_is_utf_8_in_any_locale(self):
         self.with_profile(project_name="Gr\u00fc\u00dfe \u4f60\u597d \U0001f999")
-        ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0",
-                      "PYTHONIOENCODING": "ascii"}
+        ascii_only = {
+            "LC_ALL": "C",
+            "PYTHONCOERCECLOCALE": "0",
+            "PYTHONUTF8": "0",
+            "PYTHONIOENCODING": "ascii",
+        }
         for flags in ((), ("-o", "json")):
             result = self.process("config", *flags, env=ascii_only)
             self.assertEqual(result.code, 0)
             self.assertEqual(result.out, self.done("config", *flags).out)
         self.assertIn("\U0001f999", self.done("config").out)
-        self.assertEqual(self.process("projects", "use", "proj-alpha", env=ascii_only).code, 0)
+        self.assertEqual(
+            self.process("projects", "use", "proj-alpha", env=ascii_only).code, 0
+        )
 
     def test_ctrl_c_while_waiting(self):
         """A poll's pause of a minute, and a server that never answers."""
@@ -3002,8 +4121,9 @@ class Streams(SignalCase):
         self.cloud.interval, self.cloud.auto_approve = 60, None
         self.cloud.fault(LIST_PROJECTS, "silence")
         for argv, reached in (
-                (["auth", "login"], lambda: self.cloud.sent("/oidc/device_authorization")),
-                (["projects", "get"], lambda: self.cloud.sent(LIST_PROJECTS))):
+            (["auth", "login"], lambda: self.cloud.sent("/oidc/device_authorization")),
+            (["projects", "get"], lambda: self.cloud.sent(LIST_PROJECTS)),
+        ):
             with self.subTest(argv=argv):
                 process = self.spawn(*argv)
                 if argv == ["auth", "login"]:
@@ -3020,7 +4140,6 @@ class Streams(SignalCase):
 
 
 class Browser(CommandCase):
-
     def setUp(self):
         super().setUp()
         self.patch(MACOS=False)
@@ -3030,9 +4149,13 @@ class Browser(CommandCase):
         self.cloud.device_answer = device
         self.cloud.token_script = [(400, {"error": "access_denied"})]
         addresses = []
-        fake = types.SimpleNamespace(name=browser, open=lambda url, *rest: addresses.append(url))
+        fake = types.SimpleNamespace(
+            name=browser, open=lambda url, *rest: addresses.append(url)
+        )
         error = webbrowser.Error if browser is None else None
-        with unittest.mock.patch.object(webbrowser, "get", return_value=fake, side_effect=error):
+        with unittest.mock.patch.object(
+            webbrowser, "get", return_value=fake, side_effect=error
+        ):
             result = self.call("auth", "login", *argv, env=env)
         self.assertEqual(result.code, 4, result.err)
         return addresses
@@ -3040,39 +4163,66 @@ class Browser(CommandCase):
     def test_where_a_graphical_one_is_plausible(self):
         display = {"DISPLAY": ":0"}
         for env in (display, {"WAYLAND_DISPLAY": "wayland-0"}):
-            address, = self.opened(env)
+            (address,) = self.opened(env)
             self.assertTrue(address.startswith(self.url + "/oidc/device?user_code="))
-        plain = {"verification_uri": "https://id.example/d", "verification_uri_complete": None}
+        plain = {
+            "verification_uri": "https://id.example/d",
+            "verification_uri_complete": None,
+        }
         self.assertEqual(self.opened(display, **plain), ["https://id.example/d"])
 
     def test_where_it_is_not(self):
         display = {"DISPLAY": ":0"}
-        for env in ({}, {"DISPLAY": ""}, dict(display, SSH_CONNECTION="a 1 b 2"),
-                    dict(display, SSH_TTY="/dev/pts/1"), dict(display, SSH_CLIENT="a 1 2")):
+        for env in (
+            {},
+            {"DISPLAY": ""},
+            dict(display, SSH_CONNECTION="a 1 b 2"),
+            dict(display, SSH_TTY="/dev/pts/1"),
+            dict(display, SSH_CLIENT="a 1 2"),
+        ):
             with self.subTest(env=env):
                 self.assertEqual(self.opened(env), [])
         self.assertEqual(self.opened(display, "--no-browser"), [])
         self.assertEqual(self.opened(display, browser=None), [])
-        for name in ("w3m", "lynx", "links", "elinks", "www-browser", "/usr/bin/lynx", "links2"):
+        for name in (
+            "w3m",
+            "lynx",
+            "links",
+            "elinks",
+            "www-browser",
+            "/usr/bin/lynx",
+            "links2",
+        ):
             with self.subTest(name=name):
                 self.assertEqual(self.opened(display, browser=name), [])
 
     def test_addresses_that_no_browser_must_see(self):
-        for address in ("javascript:alert(1)", "file:///etc/passwd", "ftp://x/", "-x", "",
-                        "https://a.example/\n--profile", "data:text/html,x", "https:evil"):
+        for address in (
+            "javascript:alert(1)",
+            "file:///etc/passwd",
+            "ftp://x/",
+            "-x",
+            "",
+            "https://a.example/\n--profile",
+            "data:text/html,x",
+            "https:evil",
+        ):
             with self.subTest(address=address):
-                device = {"verification_uri": address or "javascript:1",
-                          "verification_uri_complete": address or None}
+                device = {
+                    "verification_uri": address or "javascript:1",
+                    "verification_uri_complete": address or None,
+                }
                 self.assertEqual(self.opened({"DISPLAY": ":0"}, **device), [])
 
 
-# ==================================================================================================
+# ========================================================================================
 # disk: helpers
-# ==================================================================================================
+# ========================================================================================
 
 
 def tree(folder):
-    """What stands under FOLDER: path -> (mode, inode, time of change, content or link target)."""
+    """What stands under FOLDER: path -> (mode, inode, time of change, content or link
+    target)."""
     found = {}
     for parent, folders, names in os.walk(folder):
         for name in folders + names:
@@ -3135,33 +4285,48 @@ def is_for_writing(path, flags):
 
 @contextlib.contextmanager
 def locked(path):
-    """Hold the kernel's lock on PATH as another process would; yields what lets go of it."""
+    """Hold the kernel's lock on PATH as another process would; yields what lets go of
+    it."""
     with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def without_fsync():
-    """Only a power cut tells the difference, and a busy disk takes its time for each of them."""
+    """Only a power cut tells the difference, and a busy disk takes its time for each of
+    them."""
     return unittest.mock.patch.object(os, "fsync", lambda descriptor: None)
 
 
 class DiskCase(Case):
-    """Commands that read, commands that write, and what both do to the files of the home."""
+    """Commands that read, commands that write, and what both do to the files of the
+    home."""
 
     READERS = (
-        ("auth", "get"), ("auth", "get", "main", "-o", "yaml"), ("auth", "status"),
-        ("auth", "status", "--offline"), ("environments", "get"), ("projects", "get"),
-        ("organizations", "get"), ("deployments", "get"), ("config", "-o", "json"),
+        ("auth", "get"),
+        ("auth", "get", "main", "-o", "yaml"),
+        ("auth", "status"),
+        ("auth", "status", "--offline"),
+        ("environments", "get"),
+        ("projects", "get"),
+        ("organizations", "get"),
+        ("deployments", "get"),
+        ("config", "-o", "json"),
     )
     OFFLINE_READERS = (
-        ("auth", "get"), ("auth", "status", "--offline"), ("environments", "get"), ("config",),
+        ("auth", "get"),
+        ("auth", "status", "--offline"),
+        ("environments", "get"),
+        ("config",),
         ("auth", "inject", "--env-file", "-"),
     )
     WRITERS = (
         ("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "proj-beta"),
-        ("auth", "use", "main"), ("auth", "logout", "main"), ("auth", "login", "--start"),
-        ("projects", "use", "proj-beta"), ("environments", "use", DEFAULT_URL),
+        ("auth", "use", "main"),
+        ("auth", "logout", "main"),
+        ("auth", "login", "--start"),
+        ("projects", "use", "proj-beta"),
+        ("environments", "use", DEFAULT_URL),
         ("environments", "add", "https://other.example.com", "--no-verify"),
         ("environments", "delete", DEFAULT_URL),
     )
@@ -3200,11 +4365,15 @@ class DiskCase(Case):
         os.chmod(self.store_path, mode)
 
     def of_variables(self):
-        return {"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-alpha",
-                "LLAMA_CLOUD_BASE_URL": self.url}
+        return {
+            "LLAMA_CLOUD_API_KEY": KEY,
+            "LLAMA_AGENTS_PROJECT_ID": "proj-alpha",
+            "LLAMA_CLOUD_BASE_URL": self.url,
+        }
 
     def log_in(self, expired=True):
-        """A login of dev@example.com made by the program, its access token EXPIRED or not."""
+        """A login of dev@example.com made by the program, its access token EXPIRED or
+        not."""
         result = self.call("auth", "login", "--project", "proj-alpha")
         self.assertEqual(result.code, 0, result.err)
         if expired:
@@ -3216,13 +4385,16 @@ class DiskCase(Case):
     def assert_nowhere(self, *secrets):
         for path, (_, _, _, content) in tree(self.home).items():
             for secret in secrets:
-                self.assertNotIn(secret.encode(), content if isinstance(content, bytes) else b"",
-                                 path + " holds a secret that was logged out")
+                self.assertNotIn(
+                    secret.encode(),
+                    content if isinstance(content, bytes) else b"",
+                    path + " holds a secret that was logged out",
+                )
 
 
-# ==================================================================================================
+# ========================================================================================
 # disk: the folder, modes, who creates and who only reads
-# ==================================================================================================
+# ========================================================================================
 
 
 class StoreFolderTest(DiskCase):
@@ -3240,7 +4412,10 @@ class StoreFolderTest(DiskCase):
         del self.env["LLAMACTL_CONFIG_DIR"]
         for variables, expected in cases:
             with self.subTest(variables):
-                env = {name: value.replace("%s", self.home) for name, value in variables.items()}
+                env = {
+                    name: value.replace("%s", self.home)
+                    for name, value in variables.items()
+                }
                 self.assertEqual(self.call(*self.ALWAYS_WRITERS[1], env=env).code, 0)
                 path = os.path.join(self.home, expected)
                 self.assertEqual(sorted(os.listdir(path)), STORE_FILES)
@@ -3249,13 +4424,23 @@ class StoreFolderTest(DiskCase):
 
     def test_without_a_home_there_is_no_folder_in_it(self):
         for home, chosen, expected in (
-                ("", "~/x", None), ("", "~", None), ("", "", None), ("relative", "~/x", None),
-                ("/", "~/x", "/x"), ("/a/", "~//x", "/a/x"), ("/a", "~", "/a"),
-                ("", "~nobody-of-that-name/x", None), ("", "./~/x", os.path.abspath("~/x")),
-                (None, "~/x", None), (None, "/x", "/x")):
+            ("", "~/x", None),
+            ("", "~", None),
+            ("", "", None),
+            ("relative", "~/x", None),
+            ("/", "~/x", "/x"),
+            ("/a/", "~//x", "/a/x"),
+            ("/a", "~", "/a"),
+            ("", "~nobody-of-that-name/x", None),
+            ("", "./~/x", os.path.abspath("~/x")),
+            (None, "~/x", None),
+            (None, "/x", "/x"),
+        ):
             variables = {"LLAMACTL_CONFIG_DIR": chosen}
             variables.update({} if home is None else {"HOME": home})
-            unknown = unittest.mock.patch("pwd.getpwuid", side_effect=KeyError("uid not found"))
+            unknown = unittest.mock.patch(
+                "pwd.getpwuid", side_effect=KeyError("uid not found")
+            )
             with self.subTest(home=home, chosen=chosen), unknown:
                 with unittest.mock.patch.dict(os.environ, variables, clear=True):
                     self.assertEqual(llamactl.read_process().config_folder(), expected)
@@ -3276,8 +4461,9 @@ class StoreFolderTest(DiskCase):
         env = {"APPDATA": os.path.join(self.home, "Roaming"), "XDG_CONFIG_HOME": self.home}
         with unittest.mock.patch.object(llamactl, "WINDOWS", True):
             self.assertEqual(self.call(*self.ALWAYS_WRITERS[1], env=env).code, 0)
-        self.assertEqual(sorted(os.listdir(os.path.join(self.home, "Roaming", "llamactl"))),
-                         STORE_FILES)
+        self.assertEqual(
+            sorted(os.listdir(os.path.join(self.home, "Roaming", "llamactl"))), STORE_FILES
+        )
 
     def test_reading_creates_nothing(self):
         self.cloud = self.cloud_server()
@@ -3316,17 +4502,22 @@ class StoreFolderTest(DiskCase):
     def test_modes_under_every_umask(self):
         self.cloud = self.cloud_server()
         for mask in (0o000, 0o022, 0o077, 0o277):
-            for command in self.ALWAYS_WRITERS * 2:  # the second time they find the files there
+            for command in (
+                self.ALWAYS_WRITERS * 2
+            ):  # the second time they find the files there
                 with self.subTest(umask=oct(mask), command=command[:2]), umask(mask):
                     self.assertEqual(self.call(*command).code, 0)
                     self.assertEqual(mode_of(self.folder), "0o700")
-                    modes = {name: mode_of(os.path.join(self.folder, name))
-                             for name in self.files()}
+                    modes = {
+                        name: mode_of(os.path.join(self.folder, name))
+                        for name in self.files()
+                    }
                     self.assertEqual(modes, dict.fromkeys(STORE_FILES, "0o600"))
             shutil.rmtree(self.folder)
 
     def test_files_are_private_from_birth(self):
-        """Before anything is written: who opened the empty file could read what comes later."""
+        """Before anything is written: who opened the empty file could read what comes
+        later."""
         born, fchmod = [], os.fchmod
 
         def noted(descriptor, mode):
@@ -3335,15 +4526,21 @@ class StoreFolderTest(DiskCase):
 
         with umask(0), unittest.mock.patch.object(os, "fchmod", noted):
             self.assertEqual(self.call(*self.ALWAYS_WRITERS[0]).code, 0)
-            self.assertEqual(self.call("auth", "inject", "--env-file",
-                                       os.path.join(self.home, "new.env")).code, 0)
+            self.assertEqual(
+                self.call(
+                    "auth", "inject", "--env-file", os.path.join(self.home, "new.env")
+                ).code,
+                0,
+            )
         self.assertGreaterEqual(len(born), 4)  # the store, the .env and their locks
         self.assertEqual(set(born), {"0o600"})
 
     def test_missing_parents_are_made_private_too(self):
         self.folder = os.path.join(self.home, "a", "b", "c")
         with umask(0):
-            result = self.call(*self.ALWAYS_WRITERS[0], env={"LLAMACTL_CONFIG_DIR": self.folder})
+            result = self.call(
+                *self.ALWAYS_WRITERS[0], env={"LLAMACTL_CONFIG_DIR": self.folder}
+            )
         self.assertEqual(result.code, 0)
         for path in ("a", "a/b", "a/b/c"):
             self.assertEqual(mode_of(os.path.join(self.home, path)), "0o700")
@@ -3351,7 +4548,9 @@ class StoreFolderTest(DiskCase):
     def test_writers_tighten_a_loose_store(self):
         self.cloud = self.cloud_server()
         for command in self.WRITERS:
-            with self.subTest(command):  # "auth use main" finds nothing to change but the mode
+            with self.subTest(
+                command
+            ):  # "auth use main" finds nothing to change but the mode
                 self.with_profile()
                 os.chmod(self.store_path, 0o644)
                 self.assertEqual(self.call(*command).code, 0)
@@ -3360,12 +4559,18 @@ class StoreFolderTest(DiskCase):
     def test_a_folder_that_others_can_write_to_is_a_warning_and_stays(self):
         self.cloud = self.cloud_server()
         for mode, warned in ((0o777, True), (0o770, True), (0o702, True), (0o755, False)):
-            for command in (("auth", "get"), ("auth", "use", "main"), ("auth", "logout", "main")):
+            for command in (
+                ("auth", "get"),
+                ("auth", "use", "main"),
+                ("auth", "logout", "main"),
+            ):
                 with self.subTest(mode=oct(mode), command=command):
                     self.with_profile()
                     os.chmod(self.folder, mode)
                     result = self.call(*command)
-                    warnings = [line for line in self.warnings_of(result) if self.folder in line]
+                    warnings = [
+                        line for line in self.warnings_of(result) if self.folder in line
+                    ]
                     self.assertEqual((result.code, bool(warnings)), (0, warned), result.err)
                     self.assertEqual(mode_of(self.folder), oct(mode))
 
@@ -3405,13 +4610,14 @@ class StoreFolderTest(DiskCase):
         self.assertEqual(self.files(), STORE_FILES)
 
 
-# ==================================================================================================
+# ========================================================================================
 # disk: crashes, full and forbidden disks
-# ==================================================================================================
+# ========================================================================================
 
 
 def die_at_line(number):
-    """A trace function that kills this process at the NUMBERth line it executes of llamactl."""
+    """A trace function that kills this process at the NUMBERth line it executes of
+    llamactl."""
     filename, left = llamactl.main.__code__.co_filename, [number]
 
     def trace(frame, event, argument):
@@ -3427,7 +4633,8 @@ def die_at_line(number):
 
 
 def killed_at_line(number, write):
-    """Run WRITE in a child that dies at its NUMBERth line; whether it executed that many."""
+    """Run WRITE in a child that dies at its NUMBERth line; whether it executed that
+    many."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -3452,7 +4659,8 @@ def content_of(path):
 
 
 class StoreCrash:
-    """A change of profiles.json that dies; BEFORE is the file's content, None for no folder."""
+    """A change of profiles.json that dies; BEFORE is the file's content, None for no
+    folder."""
 
     def __init__(self, home, before, linked=False, left_over=None):
         self.folder = os.path.join(home, "conf")
@@ -3489,7 +4697,10 @@ class StoreCrash:
         """What the crash must have left, and what the next change makes of it."""
         content = content_of(self.path)
         aside = self.damaged_copies()
-        if content not in (self.before, after) and (content, aside) != (None, [self.before]):
+        if content not in (self.before, after) and (content, aside) != (
+            None,
+            [self.before],
+        ):
             yield "neither the old nor the new content: %r" % content
             return
         for path, (mode, _, _, _) in tree(os.path.dirname(self.folder)).items():
@@ -3499,8 +4710,8 @@ class StoreCrash:
         self.add("next")
         if self.names(content_of(self.path)) != expected:
             yield "the next change lost a neighbour: %s" % self.names(content_of(self.path))
-        left = set(os.listdir(self.folder)) - set(STORE_FILES) - set(["profiles.json.real.lock"])
-        left -= set(["profiles.json.real"] if self.linked else [])
+        left = set(os.listdir(self.folder)) - set(STORE_FILES) - {"profiles.json.real.lock"}
+        left -= {"profiles.json.real"} if self.linked else set()
         if any(".damaged-" not in name for name in left):
             yield "left over: %s" % sorted(left)
         if self.damaged_copies() != ([self.before] if self.is_damaged() else []):
@@ -3513,8 +4724,11 @@ class StoreCrash:
 
     def damaged_copies(self):
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
-        return [file_bytes(os.path.join(self.folder, name))
-                for name in sorted(names) if ".damaged-" in name]
+        return [
+            file_bytes(os.path.join(self.folder, name))
+            for name in sorted(names)
+            if ".damaged-" in name
+        ]
 
     def names(self, content):
         if content is None or content == self.before and self.is_damaged():
@@ -3546,7 +4760,8 @@ class EnvCrash:
     def set(self, value):
         def edit(content):
             return llamactl.updated_env(
-                content.decode(), {"LLAMA_CLOUD_API_KEY": value}).encode()
+                content.decode(), {"LLAMA_CLOUD_API_KEY": value}
+            ).encode()
 
         llamactl.rewrite_file(self.path, edit, lambda text: None)
 
@@ -3572,8 +4787,14 @@ class EnvCrash:
 
 
 def crash_cases(home):
-    record = {"requires_auth": True, "current_profile": "old", "profiles": {
-        "old": {"auth_type": "token", "api_key": OTHER_KEY}, "other": {"auth_type": "none"}}}
+    record = {
+        "requires_auth": True,
+        "current_profile": "old",
+        "profiles": {
+            "old": {"auth_type": "token", "api_key": OTHER_KEY},
+            "other": {"auth_type": "none"},
+        },
+    }
     url = "https://old.example.com"
     store = {"version": 1, "current_environment": url, "environments": {url: record}}
     before = json.dumps(store).encode()
@@ -3588,7 +4809,8 @@ def crash_cases(home):
 
 
 def crash_everywhere(home, kinds):
-    """Kill each of KINDS at every line of its write; prints {kind: [kills, complaints]} as JSON.
+    """Kill each of KINDS at every line of its write; prints {kind: [kills, complaints]}
+    as JSON.
 
     For a process of its own: it forks, which a process with threads must not.
     """
@@ -3612,8 +4834,10 @@ def crash_everywhere(home, kinds):
 
 
 class CrashTest(DiskCase):
-    SCRIPT = ("import sys; sys.path.insert(0, sys.argv[1]); import %s as tests; "
-              "tests.crash_everywhere(sys.argv[2], sys.argv[3:])" % MODULE)
+    SCRIPT = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import %s as tests; "
+        "tests.crash_everywhere(sys.argv[2], sys.argv[3:])" % MODULE
+    )
 
     def assert_survives(self, least, *kinds):
         command = [sys.executable, "-B", "-c", self.SCRIPT, HERE, self.home] + list(kinds)
@@ -3645,23 +4869,27 @@ class FullDiskTest(DiskCase):
                 if refused:
                     stack.enter_context(opening_fails(refused, errno.EACCES))
                 else:
-                    fsync = os.fsync
 
-                    def of_files(descriptor):
+                    def of_files(descriptor, fsync=os.fsync):
                         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
                             raise OSError(errno.EINVAL, "no folder can be synced")
                         fsync(descriptor)
 
                     stack.enter_context(unittest.mock.patch.object(os, "fsync", of_files))
                 result = self.call("environments", "use", llamactl.DEFAULT_API_URL)
-                self.assertEqual((result.code, self.call("environments", "use", self.url).code),
-                                 (0, 0), result.err)
+                self.assertEqual(
+                    (result.code, self.call("environments", "use", self.url).code),
+                    (0, 0),
+                    result.err,
+                )
         self.cloud.reset()
 
     def test_the_disk_is_full_after_so_many_bytes(self):
         before, size = file_bytes(self.store_path), os.path.getsize(self.store_path)
         for limit in sorted({0, 1, size // 2, size - 1} | set(range(0, size, 97))):
-            for command in self.ALWAYS_WRITERS[:1] + (("auth", "token", "--api-key-file", "-"),):
+            for command in self.ALWAYS_WRITERS[:1] + (
+                ("auth", "token", "--api-key-file", "-"),
+            ):
                 with self.subTest(limit=limit, command=command), file_size_limit(limit):
                     result = self.call(*command, stdin=KEY.encode())
                     self.assert_one_error(result, 1, self.store_path)
@@ -3675,10 +4903,20 @@ class FullDiskTest(DiskCase):
         before = {path: entry[3] for path, entry in tree(self.home).items()}
         for blocks, command in ((0, self.ALWAYS_WRITERS[0]), (1, ("auth", "inject"))):
             with self.subTest(command):
-                limited = ["sh", "-c", 'ulimit -f %d; exec "$@"' % blocks, "sh", sys.executable]
+                limited = [
+                    "sh",
+                    "-c",
+                    'ulimit -f %d; exec "$@"' % blocks,
+                    "sh",
+                    sys.executable,
+                ]
                 process = subprocess.Popen(
-                    limited + ["-B", PROGRAM] + list(command), env=self.env, cwd=self.home,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                    limited + ["-B", PROGRAM] + list(command),
+                    env=self.env,
+                    cwd=self.home,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
                 out, err = process.communicate()
                 self.assert_one_error(self.note(process.returncode, out, err))
                 after = {path: entry[3] for path, entry in tree(self.home).items()}
@@ -3697,14 +4935,19 @@ class FullDiskTest(DiskCase):
                         result = self.call("auth", "inject", "--env-file", path)
                     self.assert_one_error(result, 1, path)
                     self.assertEqual(content_of(path), before)
-                    self.assertEqual(sorted(os.listdir(self.home)),
-                                     sorted(["conf"] + [".env"] * bool(before)))
+                    self.assertEqual(
+                        sorted(os.listdir(self.home)),
+                        sorted(["conf"] + [".env"] * bool(before)),
+                    )
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
     def test_nothing_is_asked_of_a_server_before_the_store_is_proven_writable(self):
-        for command in (("auth", "login"), ("auth", "login", "--start"),
-                        ("auth", "token", "--api-key-file", "-")):
+        for command in (
+            ("auth", "login"),
+            ("auth", "login", "--start"),
+            ("auth", "token", "--api-key-file", "-"),
+        ):
             with self.subTest(command), file_size_limit(200):
                 self.assert_one_error(self.call(*command, stdin=KEY.encode()))
                 self.assertEqual(self.cloud.requests, [])
@@ -3713,8 +4956,11 @@ class FullDiskTest(DiskCase):
         login = self.log_in()
         self.cloud.reset()
         with file_size_limit(200):
-            for command in (("auth", "logout", "dev@example.com"), ("auth", "logout", "--all"),
-                            ("environments", "delete", self.url)):
+            for command in (
+                ("auth", "logout", "dev@example.com"),
+                ("auth", "logout", "--all"),
+                ("environments", "delete", self.url),
+            ):
                 with self.subTest(command):
                     self.assert_one_error(self.call(*command))
         self.assertEqual([r for r in self.cloud.requests if r.method != "GET"], [])
@@ -3725,16 +4971,24 @@ class FullDiskTest(DiskCase):
         before, mode = file_bytes(self.store_path), mode_of(self.store_path)
         self.cloud.reset()
         for number in (errno.EBUSY, errno.EPERM):
-            failing = unittest.mock.patch.object(os, "replace", side_effect=OSError(number, "no"))
-            for command in (("auth", "login"), ("auth", "token", "--api-key-file", "-"),
-                            ("auth", "logout", "dev@example.com"), ("auth", "logout", "--all")):
+            failing = unittest.mock.patch.object(
+                os, "replace", side_effect=OSError(number, "no")
+            )
+            for command in (
+                ("auth", "login"),
+                ("auth", "token", "--api-key-file", "-"),
+                ("auth", "logout", "dev@example.com"),
+                ("auth", "logout", "--all"),
+            ):
                 with self.subTest(command), failing:
                     self.assert_one_error(self.call(*command, stdin=KEY.encode()))
                     self.assertEqual((self.cloud.requests, self.files()), ([], STORE_FILES))
         inode = os.stat(self.store_path).st_ino
         llamactl.Store(self.folder, self.fail).check_writable()
         self.assertNotEqual(os.stat(self.store_path).st_ino, inode)
-        self.assertEqual((file_bytes(self.store_path), mode_of(self.store_path)), (before, mode))
+        self.assertEqual(
+            (file_bytes(self.store_path), mode_of(self.store_path)), (before, mode)
+        )
         os.unlink(self.store_path)
         llamactl.Store(self.folder, self.fail).check_writable()
         self.assertEqual(self.files(), ["profiles.json.lock"])
@@ -3786,9 +5040,9 @@ class FullDiskTest(DiskCase):
                             self.assertEqual(result.code, 0, result.err)
 
 
-# ==================================================================================================
+# ========================================================================================
 # disk: the .env, written
-# ==================================================================================================
+# ========================================================================================
 
 
 class EnvFile(Case):
@@ -3799,15 +5053,20 @@ class EnvFile(Case):
         self.url = "https://api.example.test"
         self.with_profile()
         self.path = os.path.join(self.home, "app.env")
-        self.lines = ["LLAMA_CLOUD_API_KEY=" + KEY, "LLAMA_CLOUD_BASE_URL=" + self.url,
-                      "LLAMA_AGENTS_PROJECT_ID=proj-alpha"]
+        self.lines = [
+            "LLAMA_CLOUD_API_KEY=" + KEY,
+            "LLAMA_CLOUD_BASE_URL=" + self.url,
+            "LLAMA_AGENTS_PROJECT_ID=proj-alpha",
+        ]
         self.text = "\n".join(self.lines) + "\n"
 
     def test_a_lock_that_its_last_holder_removed_is_taken_anew(self):
         lock, still_there, try_lock = self.path + ".llamactl-lock", [], llamactl.try_lock
 
         def taken(descriptor):
-            if not still_there:  # the last holder leaves between our opening and our locking
+            if (
+                not still_there
+            ):  # the last holder leaves between our opening and our locking
                 os.unlink(lock)
             still_there.append(os.path.exists(lock))
             return try_lock(descriptor)
@@ -3818,7 +5077,9 @@ class EnvFile(Case):
         self.assertFalse(os.path.exists(lock))
 
     def inject(self, *argv, code=0, path=None, **options):
-        result = self.call("auth", "inject", "--env-file", path or self.path, *argv, **options)
+        result = self.call(
+            "auth", "inject", "--env-file", path or self.path, *argv, **options
+        )
         self.assertEqual(code, result.code, result.err)
         if code:
             self.assertTrue(result.err.startswith("error: "), result.err)
@@ -3832,7 +5093,7 @@ class EnvFile(Case):
         with open(path, "wb") as file:
             file.write(content)
         os.chmod(path, mode)
-        os.utime(path, ns=(10 ** 18, 10 ** 18))
+        os.utime(path, ns=(10**18, 10**18))
         return path
 
     def read(self, path=None):
@@ -3852,12 +5113,22 @@ class EnvFile(Case):
                 finally:
                     os.umask(before)
                 self.assertEqual(0o600, self.mode(path))
-                self.assertEqual(sorted(self.lines), sorted(self.read(path).decode().split()))
+                self.assertEqual(
+                    sorted(self.lines), sorted(self.read(path).decode().split())
+                )
                 self.assertNotIn("warning", result.err)
 
     def test_the_mode_is_kept_and_one_that_lets_others_read_is_warned_about(self):
-        for mode, warned in ((0o600, False), (0o400, False), (0o700, False), (0o640, True),
-                             (0o644, True), (0o604, True), (0o444, True), (0o666, True)):
+        for mode, warned in (
+            (0o600, False),
+            (0o400, False),
+            (0o700, False),
+            (0o640, True),
+            (0o644, True),
+            (0o604, True),
+            (0o444, True),
+            (0o666, True),
+        ):
             with self.subTest(mode=oct(mode)):
                 self.write(b"A=1\n", mode)
                 result = self.inject()
@@ -3868,13 +5139,19 @@ class EnvFile(Case):
                     self.assertIn("app.env", result.err)
 
     def test_bytes_survive(self):
-        for before in (b"\xef\xbb\xbfA=\xc3\xa4\r\n", b"A=1\r\n\r\n# c", b"A=\x00\x1b\x7f\r\n"):
+        for before in (
+            b"\xef\xbb\xbfA=\xc3\xa4\r\n",
+            b"A=1\r\n\r\n# c",
+            b"A=\x00\x1b\x7f\r\n",
+        ):
             with self.subTest(before=before):
                 self.write(before)
                 self.inject()
                 self.assertTrue(self.read().startswith(before))
-                self.assertEqual(len(before.splitlines()) + 3, self.read().count(b"\r\n")
-                                 + (not before.endswith(b"\n")))
+                self.assertEqual(
+                    len(before.splitlines()) + 3,
+                    self.read().count(b"\r\n") + (not before.endswith(b"\n")),
+                )
 
     def test_it_is_written_whole_by_a_rename(self):
         self.write(b"A=1\n")
@@ -3889,13 +5166,15 @@ class EnvFile(Case):
         self.write(b"# mine\r\nA='1")
         self.inject()
         content = self.read()
-        os.utime(self.path, ns=(10 ** 18, 10 ** 18))
+        os.utime(self.path, ns=(10**18, 10**18))
         before = os.stat(self.path)
         folder = os.stat(self.home)
         self.inject()
         after = os.stat(self.path)
-        self.assertEqual((before.st_ino, before.st_mtime_ns, before.st_ctime_ns),
-                         (after.st_ino, after.st_mtime_ns, after.st_ctime_ns))
+        self.assertEqual(
+            (before.st_ino, before.st_mtime_ns, before.st_ctime_ns),
+            (after.st_ino, after.st_mtime_ns, after.st_ctime_ns),
+        )
         self.assertEqual(folder.st_mtime_ns, os.stat(self.home).st_mtime_ns)
         self.assertEqual(content, self.read())
 
@@ -3932,7 +5211,8 @@ class EnvFile(Case):
     def test_what_is_no_regular_file_is_refused(self):
         # never a device of the system here: run as root, a broken program would replace it
         folder, loop, door = (
-            os.path.join(self.home, name) for name in ("folder.env", "loop.env", "door.env"))
+            os.path.join(self.home, name) for name in ("folder.env", "loop.env", "door.env")
+        )
         file = self.write(b"A=1\n")
         os.mkdir(folder)
         os.symlink("loop.env", loop)
@@ -3954,15 +5234,26 @@ class EnvFile(Case):
         self.assertTrue(stat.S_ISFIFO(os.stat(self.path).st_mode))
 
     def test_what_is_not_utf_8_is_refused_and_left(self):
-        for content in (b"A=\xff\n", b"\xff\xfeA\x00=\x00", b"A=\xed\xa0\x80\n", b"A=1\n\xc3"):
+        for content in (
+            b"A=\xff\n",
+            b"\xff\xfeA\x00=\x00",
+            b"A=\xed\xa0\x80\n",
+            b"A=1\n\xc3",
+        ):
             with self.subTest(content=content):
                 self.write(content)
                 inode = os.stat(self.path).st_ino
                 result = self.inject(code=1)
                 self.assertIn("UTF-8", result.err)
                 self.assertIn("app.env", result.err)
-                self.assertEqual((content, inode, 10 ** 18), (
-                    self.read(), os.stat(self.path).st_ino, os.stat(self.path).st_mtime_ns))
+                self.assertEqual(
+                    (content, inode, 10**18),
+                    (
+                        self.read(),
+                        os.stat(self.path).st_ino,
+                        os.stat(self.path).st_mtime_ns,
+                    ),
+                )
 
     def test_in_place_only_where_a_rename_cannot_be(self):
         for number in (errno.EBUSY, errno.EXDEV):
@@ -3970,7 +5261,9 @@ class EnvFile(Case):
                 # longer than what replaces it: nothing of it may stick out behind
                 self.write(b"LLAMA_CLOUD_API_KEY='" + b"long" * 99 + b"'\n", 0o640)
                 inode = os.stat(self.path).st_ino
-                with unittest.mock.patch("os.replace", side_effect=OSError(number, "no rename")):
+                with unittest.mock.patch(
+                    "os.replace", side_effect=OSError(number, "no rename")
+                ):
                     result = self.inject()
                 self.assertEqual(self.text.encode(), self.read())
                 self.assertEqual((inode, 0o640), (os.stat(self.path).st_ino, self.mode()))
@@ -3979,7 +5272,9 @@ class EnvFile(Case):
 
     def test_a_rename_that_fails_for_another_reason_loses_nothing(self):
         self.write(b"A=1\n")
-        with unittest.mock.patch("os.replace", side_effect=OSError(errno.ENOSPC, "disk full")):
+        with unittest.mock.patch(
+            "os.replace", side_effect=OSError(errno.ENOSPC, "disk full")
+        ):
             result = self.inject(code=1)
         self.assertIn("app.env", result.err)
         self.assertEqual(b"A=1\n", self.read())
@@ -4001,8 +5296,10 @@ class EnvFile(Case):
         self.assertIn("cannot be written", self.inject(code=1, path="\ud800.env").err)
 
     def test_a_value_that_needs_quotes_gets_them_and_a_warning(self):
-        for key, named in (("llx-CANARY$0123456789", ("docker",)),
-                           ("llx-CANARY-it's-${A}-0123", ("docker", "python-dotenv"))):
+        for key, named in (
+            ("llx-CANARY$0123456789", ("docker",)),
+            ("llx-CANARY-it's-${A}-0123", ("docker", "python-dotenv")),
+        ):
             with self.subTest(key=key):
                 self.with_profile(key=key)
                 result = self.inject()
@@ -4011,8 +5308,12 @@ class EnvFile(Case):
                 self.assertEqual(len(named) == 2, "python-dotenv" in result.err)
                 known = read_by_shells([self.read().decode()])[0]
                 self.assertEqual(key, known["LLAMA_CLOUD_API_KEY"])
-                self.assertNotIn("warning", self.inject(env={"X": "1"}).err.replace(
-                    "warning: LLAMA_CLOUD_API_KEY", ""))
+                self.assertNotIn(
+                    "warning",
+                    self.inject(env={"X": "1"}).err.replace(
+                        "warning: LLAMA_CLOUD_API_KEY", ""
+                    ),
+                )
 
     def test_a_dash_prints_the_lines(self):
         result = self.inject(path="-", sings=True)
@@ -4035,9 +5336,9 @@ class EnvFile(Case):
                 self.assertFalse(os.path.exists(self.path))
 
 
-# ==================================================================================================
+# ========================================================================================
 # disk: Windows, by simulation
-# ==================================================================================================
+# ========================================================================================
 
 
 class OtherSystems(CommandCase):
@@ -4098,21 +5399,28 @@ class OtherSystems(CommandCase):
 
     def test_a_lock_that_a_live_process_holds_is_named(self):
         fake = types.SimpleNamespace(
-            locking=unittest.mock.Mock(side_effect=OSError(errno.EACCES, "busy")), LK_NBLCK=2)
+            locking=unittest.mock.Mock(side_effect=OSError(errno.EACCES, "busy")),
+            LK_NBLCK=2,
+        )
         self.patch(LOCK_TIMEOUT=0.05)
         with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
             self.expect_failure(self.call("auth", "use", "x"), 1, "profiles.json")
 
     def test_folder(self):
         roaming = os.path.join(self.home, "Roaming")
-        self.done("environments", "add", NOWHERE, "--no-verify",
-                  env={"LLAMACTL_CONFIG_DIR": "", "APPDATA": roaming, "XDG_CONFIG_HOME": "/x"})
+        self.done(
+            "environments",
+            "add",
+            NOWHERE,
+            "--no-verify",
+            env={"LLAMACTL_CONFIG_DIR": "", "APPDATA": roaming, "XDG_CONFIG_HOME": "/x"},
+        )
         self.assertIn("profiles.json", os.listdir(os.path.join(roaming, "llamactl")))
 
 
-# ==================================================================================================
+# ========================================================================================
 # store: a store that is not as it should be
-# ==================================================================================================
+# ========================================================================================
 
 
 class OddStoreTest(DiskCase):
@@ -4122,7 +5430,8 @@ class OddStoreTest(DiskCase):
         self.with_profile()
 
     def assert_refused_and_untouched(self, names=""):
-        """Every reader and every writer exits 1 in one line; the variables' credential works."""
+        """Every reader and every writer exits 1 in one line; the variables' credential
+        works."""
         before, names = self.unlocked_tree(), names or self.store_path
         for command in self.OFFLINE_READERS + self.WRITERS:
             with self.subTest(command):
@@ -4132,9 +5441,13 @@ class OddStoreTest(DiskCase):
         self.assertEqual(self.call("projects", "get", env=self.of_variables()).code, 0)
 
     def unlocked_tree(self):
-        """The tree without the lock, which writers may make, and so without folders' times."""
-        return {path: entry[0] if entry[0].startswith("0o4") else entry
-                for path, entry in tree(self.home).items() if not path.endswith(".lock")}
+        """The tree without the lock, which writers may make, and so without folders'
+        times."""
+        return {
+            path: entry[0] if entry[0].startswith("0o4") else entry
+            for path, entry in tree(self.home).items()
+            if not path.endswith(".lock")
+        }
 
     def test_a_folder_in_its_place(self):
         os.unlink(self.store_path)
@@ -4145,7 +5458,8 @@ class OddStoreTest(DiskCase):
         os.unlink(self.store_path)
         os.mkfifo(self.store_path, 0o600)
         for command in (("auth", "get"),) + self.ALWAYS_WRITERS[:1]:
-            # whole processes, which a time limit can end, and no call before both have passed
+            # whole processes, which a time limit can end, and no call before both have
+            # passed
             result = self.process(*command, timeout=20)
             self.assert_one_error(result, 1, self.store_path)
         self.assert_refused_and_untouched()
@@ -4189,8 +5503,11 @@ class OddStoreTest(DiskCase):
 
     def test_a_link_is_followed_and_kept(self):
         valid = file_bytes(self.store_path)
-        for target, there in (("real/profiles.json", True), ("real/profiles.json", False),
-                              ("missing/profiles.json", False)):
+        for target, there in (
+            ("real/profiles.json", True),
+            ("real/profiles.json", False),
+            ("missing/profiles.json", False),
+        ):
             for kind in ("relative", "absolute"):
                 with self.subTest(target=target, there=there, kind=kind):
                     shutil.rmtree(self.folder)
@@ -4201,11 +5518,15 @@ class OddStoreTest(DiskCase):
                         with open(real, "wb") as file:
                             file.write(valid)
                     reading = self.call("auth", "get", "-o", "json")
-                    self.assertEqual((reading.code, len(load(reading.out))), (0, int(there)))
+                    self.assertEqual(
+                        (reading.code, len(load(reading.out))), (0, int(there))
+                    )
                     self.assertEqual(self.call(*self.ALWAYS_WRITERS[0]).code, 0)
                     self.assertTrue(os.path.islink(self.store_path))
                     self.assertEqual(mode_of(real), "0o600")
-                    names = [name for name in self.files() if name.startswith("profiles.json.")]
+                    names = [
+                        name for name in self.files() if name.startswith("profiles.json.")
+                    ]
                     self.assertIn(names, ([], ["profiles.json.lock"]))
                     profiles = [record["profiles"] for record in self.stored().values()]
                     self.assertEqual(sum(map(len, profiles)), 1 + there)
@@ -4240,7 +5561,9 @@ class OddStoreTest(DiskCase):
             with locked(self.store_path + ".lock"):
                 for command in self.WRITERS:
                     with self.subTest(command):
-                        self.assert_one_error(self.call(*command), 1, self.store_path + ".lock")
+                        self.assert_one_error(
+                            self.call(*command), 1, self.store_path + ".lock"
+                        )
                         self.assertEqual(file_bytes(self.store_path), before)
                 for command in self.READERS:
                     with self.subTest(command):
@@ -4248,6 +5571,7 @@ class OddStoreTest(DiskCase):
 
     def test_a_lock_that_is_let_go_is_waited_for(self):
         with locked(self.store_path + ".lock") as let_go:
+
             def pause(seconds):
                 pauses.append(seconds)
                 let_go()
@@ -4268,29 +5592,73 @@ class DamagedStoreTest(DiskCase):
 
     def whole_store(self):
         """A store with every member that there may be."""
-        token = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha",
-                 "project_name": "Alpha", "org_id": "org-one"}
-        login = dict(token, auth_type="oidc", api_key_id="key-1", sub="user-1", issuer=self.URL,
-                     email="dev@example.com", access_token="at-CANARY-0123456789",
-                     access_expires_at=1.5, refresh_token="rt-CANARY-0123456789")
+        token = {
+            "auth_type": "token",
+            "api_key": KEY,
+            "project_id": "proj-alpha",
+            "project_name": "Alpha",
+            "org_id": "org-one",
+        }
+        login = dict(
+            token,
+            auth_type="oidc",
+            api_key_id="key-1",
+            sub="user-1",
+            issuer=self.URL,
+            email="dev@example.com",
+            access_token="at-CANARY-0123456789",
+            access_expires_at=1.5,
+            refresh_token="rt-CANARY-0123456789",
+        )
         none = dict(token, auth_type="none", api_key=None)
-        waiting = {"verification_uri": self.URL, "verification_uri_complete": None,
-                   "user_code": "ABCD-EFGH", "expires_at": 4102444800, "interval": 5.0,
-                   "device_code": "dc-CANARY-0123456789"}
-        record = {"requires_auth": True, "min_llamactl_version": None, "current_profile": "main",
-                  "profiles": {"main": token, "me": login, "open": none}, "login": waiting}
-        return {"version": 1, "current_environment": self.URL, "environments": {self.URL: record}}
+        waiting = {
+            "verification_uri": self.URL,
+            "verification_uri_complete": None,
+            "user_code": "ABCD-EFGH",
+            "expires_at": 4102444800,
+            "interval": 5.0,
+            "device_code": "dc-CANARY-0123456789",
+        }
+        record = {
+            "requires_auth": True,
+            "min_llamactl_version": None,
+            "current_profile": "main",
+            "profiles": {"main": token, "me": login, "open": none},
+            "login": waiting,
+        }
+        return {
+            "version": 1,
+            "current_environment": self.URL,
+            "environments": {self.URL: record},
+        }
 
     def damages(self):
         whole = json.dumps(self.whole_store()).encode()
         deep = b"[" * 100000 + b"]" * 100000
         return (
-            b"", b" ", b"\n", b"\0" * 64, b"null", b"[]", b"7", b'"text"', b"{}", b"{", b"}",
-            b"not JSON at all", b"\xff\xfe" + whole, whole.replace(b"Alpha", b"\xff\x80"),
-            whole[:-1], whole + b"}", whole * 2, whole.replace(b'"version": 1', b'"version": "1"'),
+            b"",
+            b" ",
+            b"\n",
+            b"\0" * 64,
+            b"null",
+            b"[]",
+            b"7",
+            b'"text"',
+            b"{}",
+            b"{",
+            b"}",
+            b"not JSON at all",
+            b"\xff\xfe" + whole,
+            whole.replace(b"Alpha", b"\xff\x80"),
+            whole[:-1],
+            whole + b"}",
+            whole * 2,
+            whole.replace(b'"version": 1', b'"version": "1"'),
             whole.replace(b'"version": 1', b'"version": true'),
             whole.replace(b'"version": 1', b'"version": null'),
-            whole.replace(b'"version": 1, ', b""), deep, b'{"version": 1, "environments": ' + deep,
+            whole.replace(b'"version": 1, ', b""),
+            deep,
+            b'{"version": 1, "environments": ' + deep,
             b'{"version": 1, "current_environment": null, "environments": {"' + b"x" * 10,
             whole.decode().encode("utf-16"),
         )
@@ -4316,12 +5684,15 @@ class DamagedStoreTest(DiskCase):
                     self.put(damage, 0o644)
                     result = self.call(*command)
                     self.assertEqual(result.code, 0, result.err)
-                    copy, = set(self.files()) - set(STORE_FILES)
+                    (copy,) = set(self.files()) - set(STORE_FILES)
                     path = os.path.join(self.folder, copy)
                     self.assertTrue(copy.startswith("profiles.json.damaged-"), copy)
                     self.assertEqual((file_bytes(path), mode_of(path)), (damage, "0o600"))
                     self.assertEqual(
-                        sum(path in line for line in self.warnings_of(result)), 1, result.err)
+                        sum(path in line for line in self.warnings_of(result)),
+                        1,
+                        result.err,
+                    )
                     self.assertEqual(self.call("auth", "get").code, 0)
                     shutil.rmtree(self.folder)
 
@@ -4329,8 +5700,11 @@ class DamagedStoreTest(DiskCase):
         for damage in (b"first", b"second", b"third"):
             self.put(damage)
             self.assertEqual(self.call(*self.ALWAYS_WRITERS[1]).code, 0)
-        copies = [file_bytes(os.path.join(self.folder, name)) for name in self.files()
-                  if ".damaged-" in name]
+        copies = [
+            file_bytes(os.path.join(self.folder, name))
+            for name in self.files()
+            if ".damaged-" in name
+        ]
         self.assertEqual(sorted(copies), [b"first", b"second", b"third"])
 
     def test_cut_off_after_every_byte(self):
@@ -4345,13 +5719,21 @@ class DamagedStoreTest(DiskCase):
         self.assertEqual(store.load(), self.whole_store())
 
     def test_wrong_types_everywhere_are_damage_or_do_no_harm(self):
-        """Each member of a whole store in turn as each other type: never a mistake of ours."""
-        wrong = (None, True, float("inf"), "\ud800", [1], {"a": {"b": 1}}, 10 ** 400)
+        """Each member of a whole store in turn as each other type: never a mistake of
+        ours."""
+        wrong = (None, True, float("inf"), "\ud800", [1], {"a": {"b": 1}}, 10**400)
         commands = self.OFFLINE_READERS + (
-            ("auth", "login", "--resume"), ("auth", "use", "me"), ("auth", "logout", "me"))
+            ("auth", "login", "--resume"),
+            ("auth", "use", "me"),
+            ("auth", "logout", "me"),
+        )
         refused, accepted = 0, 0
-        nobody = (llamactl.Unreachable("nobody is there", llamactl.Unreachable.NOT_CONNECTED),)
-        with unittest.mock.patch.object(llamactl.Client, "send", side_effect=nobody * 10 ** 6):
+        nobody = (
+            llamactl.Unreachable("nobody is there", llamactl.Unreachable.NOT_CONNECTED),
+        )
+        with unittest.mock.patch.object(
+            llamactl.Client, "send", side_effect=nobody * 10**6
+        ):
             for place, value, content in self.variants(wrong):
                 self.put(content)
                 try:
@@ -4400,24 +5782,31 @@ class DamagedStoreTest(DiskCase):
                 self.put((whole + ', "x": ' + "[" * depth + "]" * depth + "}").encode())
                 self.assertIn(self.call("auth", "get").code, (0, 1))
                 result = self.call(*self.ALWAYS_WRITERS[0])
-                self.assertEqual(result.code, 0, result.err)  # kept, or set aside as damaged
+                self.assertEqual(
+                    result.code, 0, result.err
+                )  # kept, or set aside as damaged
                 self.assertEqual(self.call("auth", "get").code, 0)
 
     def test_a_number_that_cannot_be_written_again_is_damage(self):
         whole = json.dumps(self.whole_store())
-        for damage in (whole.replace("4102444800", "1e999"), whole[:-1] + ', "x": [-1e999]}'):
+        for damage in (
+            whole.replace("4102444800", "1e999"),
+            whole[:-1] + ', "x": [-1e999]}',
+        ):
             with self.subTest(damage=damage[-20:]):
                 self.put(damage.encode())
                 self.assertIn("damaged-", self.call(*self.ALWAYS_WRITERS[0]).err)
                 self.assertEqual(self.call("auth", "get").code, 0)
-                copy, = set(self.files()) - set(STORE_FILES)
-                self.assertEqual(file_bytes(os.path.join(self.folder, copy)), damage.encode())
+                (copy,) = set(self.files()) - set(STORE_FILES)
+                self.assertEqual(
+                    file_bytes(os.path.join(self.folder, copy)), damage.encode()
+                )
                 shutil.rmtree(self.folder)
 
 
-# ==================================================================================================
+# ========================================================================================
 # store: crowds
-# ==================================================================================================
+# ========================================================================================
 
 
 class CrowdTest(DiskCase):
@@ -4450,13 +5839,18 @@ class CrowdTest(DiskCase):
         for key in keys:
             self.cloud.add_key(key)
         processes = self.start_all(
-            ("auth", "token", "--project", "proj-alpha", "--api-key", key) for key in keys)
+            ("auth", "token", "--project", "proj-alpha", "--api-key", key) for key in keys
+        )
         reader, seen, readings = llamactl.Store(self.folder, self.fail), 0, 0
         while any(process.poll() is None for process in processes):
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the writers need the CPUs too
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # the writers need the CPUs too
                 processes[-1].wait(0.002)
             with open(self.store_path, "rb") as file:  # as any other program would read it
-                count = len(json.loads(file.read().decode())["environments"][self.url]["profiles"])
+                count = len(
+                    json.loads(file.read().decode())["environments"][self.url]["profiles"]
+                )
             now = len(reader.load()["environments"][self.url]["profiles"])
             self.assertLessEqual(seen, count)
             self.assertLessEqual(count, now)
@@ -4474,8 +5868,10 @@ class CrowdTest(DiskCase):
         refreshes = self.cloud.refreshes
         results = self.finish_all(self.start_all([("projects", "get", "-o", "json")] * 16))
         self.assertEqual([len(load(result.out)) for result in results], [2] * 16)
-        self.assertEqual({request.path for request in self.cloud.requests},
-                         {"/api/v1beta1/deployments/list-projects"})
+        self.assertEqual(
+            {request.path for request in self.cloud.requests},
+            {"/api/v1beta1/deployments/list-projects"},
+        )
         self.assertEqual((len(self.cloud.requests), self.cloud.refreshes), (16, refreshes))
         self.assertEqual(self.profiles()["dev@example.com"], login)
 
@@ -4483,7 +5879,8 @@ class CrowdTest(DiskCase):
         login = self.log_in(expired=True)
         refreshes = self.cloud.refreshes
         results = self.finish_all(
-            self.start_all([("auth", "logout", "dev@example.com")] * 8), codes=(0, 1))
+            self.start_all([("auth", "logout", "dev@example.com")] * 8), codes=(0, 1)
+        )
         late = [result.err for result in results if result.code]
         self.assertLess(len(late), 8)  # who comes when it is gone is told so
         for err in late:
@@ -4506,7 +5903,7 @@ class CrowdTest(DiskCase):
 
         with unittest.mock.patch.object(self.cloud, "receive", look_at_the_disk):
             self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
-        (bearer, profiles), = stored
+        ((bearer, profiles),) = stored
         profile = profiles["dev@example.com"]
         self.assertEqual(bearer, "Bearer " + profile["access_token"])
         self.assertNotEqual(profile["refresh_token"], login["refresh_token"])
@@ -4516,9 +5913,15 @@ class CrowdTest(DiskCase):
         """The kernel lets go of a dead process's lock, whoever waits for it then."""
         self.with_profile()
         holder = subprocess.Popen(
-            [sys.executable, "-c", "import fcntl, sys, time\nf = open(sys.argv[1], 'w')\n"
-             "fcntl.flock(f, fcntl.LOCK_EX)\nprint(1, flush=True)\ntime.sleep(60)",
-             self.store_path + ".lock"], stdout=subprocess.PIPE)
+            [
+                sys.executable,
+                "-c",
+                "import fcntl, sys, time\nf = open(sys.argv[1], 'w')\n"
+                "fcntl.flock(f, fcntl.LOCK_EX)\nprint(1, flush=True)\ntime.sleep(60)",
+                self.store_path + ".lock",
+            ],
+            stdout=subprocess.PIPE,
+        )
         self.addCleanup(holder.stdout.close)
         self.assertEqual(holder.stdout.read(1), b"1")
         tried, try_lock = threading.Event(), llamactl.try_lock
@@ -4537,9 +5940,9 @@ class CrowdTest(DiskCase):
         self.assertEqual(self.profiles(), {})
 
 
-# ==================================================================================================
+# ========================================================================================
 # store: what a logout leaves
-# ==================================================================================================
+# ========================================================================================
 
 
 class LeakTest(DiskCase):
@@ -4554,8 +5957,11 @@ class LeakTest(DiskCase):
         return path
 
     def test_nothing_of_an_api_key_is_left(self):
-        for command in (("auth", "logout", "main"), ("auth", "logout", "--all"),
-                        ("environments", "delete", self.url)):
+        for command in (
+            ("auth", "logout", "main"),
+            ("auth", "logout", "--all"),
+            ("environments", "delete", self.url),
+        ):
             for left_over in (False, True):
                 with self.subTest(command=command, left_over=left_over):
                     self.with_profile()
@@ -4567,15 +5973,24 @@ class LeakTest(DiskCase):
                     self.assertEqual(self.cloud.requests, [])  # it needs no network
 
     def test_nothing_of_a_login_is_left(self):
-        for command in (("auth", "logout", "dev@example.com"), ("auth", "logout", "--all"),
-                        ("environments", "delete", self.url)):
+        for command in (
+            ("auth", "logout", "dev@example.com"),
+            ("auth", "logout", "--all"),
+            ("environments", "delete", self.url),
+        ):
             with self.subTest(command):
                 self.write_store({})
                 login = self.log_in()
                 self.leave_over("profiles.json.new")
                 self.assertEqual(self.call(*command).code, 0)
-                self.assert_nowhere(login["api_key"], login["refresh_token"],
-                                    login["access_token"], "at-CANARY", "rt-CANARY", "llx-CANARY")
+                self.assert_nowhere(
+                    login["api_key"],
+                    login["refresh_token"],
+                    login["access_token"],
+                    "at-CANARY",
+                    "rt-CANARY",
+                    "llx-CANARY",
+                )
                 self.assertNotIn(login["api_key"], self.cloud.keys_alive())
                 self.assertTrue(self.cloud.logins[-1]["revoked"])
 
@@ -4591,20 +6006,24 @@ class LeakTest(DiskCase):
                     result = self.call("auth", "logout", "dev@example.com", "--quiet")
                 self.assert_one_error(result, 1, login["api_key_id"])
                 self.assertEqual(self.cloud.count("DELETE", path), 1)  # tried once
-                self.assert_nowhere(login["api_key"], "at-CANARY", "rt-CANARY", "llx-CANARY")
+                self.assert_nowhere(
+                    login["api_key"], "at-CANARY", "rt-CANARY", "llx-CANARY"
+                )
                 self.cloud.reset()
 
     def test_a_damaged_copy_that_remains_is_named(self):
         for with_key in (True, False):
             with self.subTest(with_key=with_key):
                 self.with_profile()
-                copy = self.leave_over("profiles.json.damaged-20200101T000000Z",
-                                       None if with_key else b"{")
+                copy = self.leave_over(
+                    "profiles.json.damaged-20200101T000000Z", None if with_key else b"{"
+                )
                 before = file_bytes(copy)
                 result = self.call("auth", "logout", "main")
                 self.assertEqual(result.code, 0)
                 self.assertEqual(
-                    sum(copy in line for line in self.warnings_of(result)), 1, result.err)
+                    sum(copy in line for line in self.warnings_of(result)), 1, result.err
+                )
                 self.assertEqual(file_bytes(copy), before)
 
     def test_a_folder_that_cannot_be_listed_is_named(self):
@@ -4616,8 +6035,17 @@ class LeakTest(DiskCase):
 
     def test_logging_out_of_one_keeps_the_others(self):
         self.with_profile()
-        self.call("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "p",
-                  "--name", "other")
+        self.call(
+            "auth",
+            "token",
+            "--no-verify",
+            "--api-key",
+            OTHER_KEY,
+            "--project",
+            "p",
+            "--name",
+            "other",
+        )
         other = self.profiles()["other"]
         self.assertEqual(self.call("auth", "logout", "main").code, 0)
         self.assertEqual(self.profiles(), {"other": other})
@@ -4629,7 +6057,9 @@ class LeakTest(DiskCase):
         self.call(*self.ALWAYS_WRITERS[1])
         self.call(*self.ALWAYS_WRITERS[0])
         self.assertEqual(self.call("auth", "logout", "--all").code, 0)
-        self.assertEqual([record["profiles"] for record in self.stored().values()], [{}, {}])
+        self.assertEqual(
+            [record["profiles"] for record in self.stored().values()], [{}, {}]
+        )
         self.assertNotIn(login["api_key"], self.cloud.keys_alive())
         self.assert_nowhere(KEY, OTHER_KEY, login["api_key"], login["refresh_token"])
 
@@ -4640,32 +6070,42 @@ class LeakTest(DiskCase):
         self.assertEqual(self.call("environments", "delete", self.url).code, 0)
         self.assertEqual(list(self.stored()), ["https://other.example.com"])
         self.assertEqual(self.call("auth", "get", "-o", "json").out.count("llx-abcd"), 1)
-        self.assertEqual(self.call("environments", "delete", "https://other.example.com").code, 0)
-        self.assertEqual(load(self.call("config", "-o", "json").out)["environment"], DEFAULT_URL)
+        self.assertEqual(
+            self.call("environments", "delete", "https://other.example.com").code, 0
+        )
+        self.assertEqual(
+            load(self.call("config", "-o", "json").out)["environment"], DEFAULT_URL
+        )
         self.assert_nowhere(KEY, OTHER_KEY)
 
     def test_exec_puts_no_secret_on_a_command_line(self):
         self.with_profile()
         script = 'printf "%s\\n" "$0" "$@"; test -n "$LLAMA_CLOUD_API_KEY"'
-        result = self.process("auth", "exec", "--", "sh", "-c", script, "zero", "one two", "")
+        result = self.process(
+            "auth", "exec", "--", "sh", "-c", script, "zero", "one two", ""
+        )
         self.assertEqual((result.code, result.out), (0, "zero\none two\n\n"))
 
     def test_a_browser_gets_no_secret_on_its_command_line(self):
         browser = os.path.join(self.home, "browser")
         with open(browser, "w") as file:
-            file.write('#!/bin/sh\nprintf "%s\\n" "$@" > "$0.arguments"; env > "$0.variables"\n')
+            file.write(
+                '#!/bin/sh\nprintf "%s\\n" "$@" > "$0.arguments"; env > "$0.variables"\n'
+            )
         os.chmod(browser, 0o700)
         env = {"DISPLAY": ":9", "BROWSER": browser + " %s"}
         result = self.process("auth", "login", "--project", "proj-alpha", env=env)
         self.assertEqual(result.code, 0, result.err)
         arguments = file_bytes(browser + ".arguments").decode()
-        self.assertTrue(arguments.startswith(self.url + "/oidc/device?user_code="), arguments)
+        self.assertTrue(
+            arguments.startswith(self.url + "/oidc/device?user_code="), arguments
+        )
         # that no secret is in what the browser saw is checked at the end of every test
 
 
-# ==================================================================================================
+# ========================================================================================
 # store: profiles, their names, and which one is current
-# ==================================================================================================
+# ========================================================================================
 
 
 class ProfilesTest(DiskCase):
@@ -4681,33 +6121,45 @@ class ProfilesTest(DiskCase):
         return self.stored()[url or self.url]["current_profile"]
 
     def test_auto_made_names_are_safe_and_show_four_characters_at_most(self):
-        for key in (KEY, "llx-CANARY-0123456789$(a)", "llx-CANARY-0123456789';*&",
-                    "llx-CANARY-0123456789-~~~", "llx-abcd", "abc", "x", "llx-CANARY-ab\\`c"):
+        for key in (
+            KEY,
+            "llx-CANARY-0123456789$(a)",
+            "llx-CANARY-0123456789';*&",
+            "llx-CANARY-0123456789-~~~",
+            "llx-abcd",
+            "abc",
+            "x",
+            "llx-CANARY-ab\\`c",
+        ):
             with self.subTest(key):
                 self.write_store({})
                 self.assertEqual(self.token(key).code, 0)
-                name, = self.profiles()
+                (name,) = self.profiles()
                 self.assertEqual(shlex.quote(name), name)
                 self.assertRegex(name, "^llx-")
                 for start in range(len(key) - 4):
-                    self.assertNotIn(key[start:start + 5], name[len("llx-"):])
+                    self.assertNotIn(key[start : start + 5], name[len("llx-") :])
         self.write_store({})
         self.token(KEY)
         self.assertEqual(list(self.profiles()), ["llx-wxyz"])
 
     def test_a_login_is_named_after_its_user(self):
         for sub, email, expected in (
-                ("user-1", "dev@example.com", "dev@example.com"),
-                ("user-1", "dev.ops+ci@example.com", "dev.ops+ci@example.com"),
-                ("user-1", None, "user-1"), ("user-1", "", "user-1"),
-                ("auth0|7 'x", "o'neil;rm -rf@example.com", None), ("; $(x)", None, None),
-                ("\u0436", None, None), ("--all", None, None)):
+            ("user-1", "dev@example.com", "dev@example.com"),
+            ("user-1", "dev.ops+ci@example.com", "dev.ops+ci@example.com"),
+            ("user-1", None, "user-1"),
+            ("user-1", "", "user-1"),
+            ("auth0|7 'x", "o'neil;rm -rf@example.com", None),
+            ("; $(x)", None, None),
+            ("\u0436", None, None),
+            ("--all", None, None),
+        ):
             with self.subTest(sub=sub, email=email):
                 self.write_store({})
                 self.cloud.auto_approve = {"sub": sub, "email": email}
                 result = self.call("auth", "login", "--project", "proj-alpha")
                 self.assertEqual(result.code, 0, result.err)
-                name, = self.profiles()
+                (name,) = self.profiles()
                 self.assertEqual(shlex.quote(name), name)
                 self.assertNotEqual(name[0], "-")
                 if expected:
@@ -4715,10 +6167,15 @@ class ProfilesTest(DiskCase):
 
     def test_taken_names_and_the_same_key_again(self):
         twin = "llx-CANARY-another-key-wxyz"
-        for step, (key, project, expected) in enumerate((
-                (KEY, "proj-alpha", "llx-wxyz"), (twin, "proj-alpha", "llx-wxyz-2"),
-                (KEY, "proj-alpha", "llx-wxyz"), (KEY, "proj-beta", "llx-wxyz-3"),
-                (twin, "proj-alpha", "llx-wxyz-2"))):
+        for step, (key, project, expected) in enumerate(
+            (
+                (KEY, "proj-alpha", "llx-wxyz"),
+                (twin, "proj-alpha", "llx-wxyz-2"),
+                (KEY, "proj-alpha", "llx-wxyz"),
+                (KEY, "proj-beta", "llx-wxyz-3"),
+                (twin, "proj-alpha", "llx-wxyz-2"),
+            )
+        ):
             with self.subTest(step=step):
                 self.assertEqual(self.token(key, project).code, 0)
                 self.assertEqual(self.current(), expected)
@@ -4728,14 +6185,18 @@ class ProfilesTest(DiskCase):
         for sub in ("user-1", "user-2", "user-1"):
             self.cloud.auto_approve = {"sub": sub, "email": "dev@example.com"}
             self.assertEqual(self.call("auth", "login", "--project", "proj-alpha").code, 0)
-        self.assertEqual({name: profile["sub"] for name, profile in self.profiles().items()},
-                         {"dev@example.com": "user-1", "dev@example.com-2": "user-2"})
+        self.assertEqual(
+            {name: profile["sub"] for name, profile in self.profiles().items()},
+            {"dev@example.com": "user-1", "dev@example.com-2": "user-2"},
+        )
 
     def test_a_chosen_name_replaces_a_key_but_no_login(self):
         self.assertEqual(self.token(KEY, "proj-alpha", "--name", "ci").code, 0)
         self.assertEqual(self.token(OTHER_KEY, "proj-beta", "--name", "ci").code, 0)
         profile = self.profiles()["ci"]
-        self.assertEqual((profile["api_key"], profile["project_id"]), (OTHER_KEY, "proj-beta"))
+        self.assertEqual(
+            (profile["api_key"], profile["project_id"]), (OTHER_KEY, "proj-beta")
+        )
         self.assert_nowhere(KEY)
         self.log_in()
         before = file_bytes(self.store_path)
@@ -4747,8 +6208,17 @@ class ProfilesTest(DiskCase):
         other = "https://other.example.com"
         self.token(KEY, "proj-alpha", "--name", "here")
         self.call("environments", "add", other, "--no-verify")
-        self.call("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "p",
-                  "--name", "there")
+        self.call(
+            "auth",
+            "token",
+            "--no-verify",
+            "--api-key",
+            OTHER_KEY,
+            "--project",
+            "p",
+            "--name",
+            "there",
+        )
         self.call("environments", "use", self.url)
         self.assertEqual((self.current(), self.current(other)), ("here", "there"))
         self.call("environments", "use", other)
@@ -4769,7 +6239,9 @@ class ProfilesTest(DiskCase):
         self.assertEqual(self.call("projects", "use", "proj-beta").code, 0)
         self.cloud.reset()
         shown = load(self.call("config", "-o", "json").out)
-        self.assertEqual((shown["project_id"], shown["project_name"]), ("proj-beta", "Beta"))
+        self.assertEqual(
+            (shown["project_id"], shown["project_name"]), ("proj-beta", "Beta")
+        )
         self.assertEqual(self.cloud.requests, [])
 
     def test_ten_thousand_profiles(self):
@@ -4782,9 +6254,9 @@ class ProfilesTest(DiskCase):
         self.assertEqual((len(self.profiles()), self.current()), (9999, "p09999"))
 
 
-# ==================================================================================================
+# ========================================================================================
 # http: every endpoint under every fault, hostile redirects, TLS, proxies, retries
-# ==================================================================================================
+# ========================================================================================
 
 CONTROL = "/api/v1beta1/deployments"
 VERSION = "/api/v1beta1/deployments-public/version"
@@ -4828,27 +6300,71 @@ SLOW_FAULTS = {
     "drip": ("drip", {"delay": 0.05, "part": "all"}, 5),
     "pause": ("pause", {}, 5),
 }
-# What is waited for with the endpoint that fails; all else has time enough on the busiest machine.
+# What is waited for with the endpoint that fails; all else has time enough on the
+# busiest machine.
 SHORT_WAITS = {
     "silence": {"ANSWER_TIMEOUT": 0.4, "PAUSE_TIMEOUT": 0.4, "WHOLE_TIMEOUT": 20},
     "drip": {"ANSWER_TIMEOUT": 20, "PAUSE_TIMEOUT": 20, "WHOLE_TIMEOUT": 1},
     "pause": {"ANSWER_TIMEOUT": 20, "PAUSE_TIMEOUT": 0.8, "WHOLE_TIMEOUT": 20},
 }
 # How often a GET is sent: twice more after a failed connection and after these refusals.
-GETS_SENT = {"reset": 3, "close": 3, "429": 3, "503": 3, "429 for an hour": 1, "500": 1, "401": 1,
-             "403": 1, "404": 1, "html": 1, "huge": 1, "silence": 1, "drip": 1, "pause": 1,
-             "redirect": 1, "refused": 0}
+GETS_SENT = {
+    "reset": 3,
+    "close": 3,
+    "429": 3,
+    "503": 3,
+    "429 for an hour": 1,
+    "500": 1,
+    "401": 1,
+    "403": 1,
+    "404": 1,
+    "html": 1,
+    "huge": 1,
+    "silence": 1,
+    "drip": 1,
+    "pause": 1,
+    "redirect": 1,
+    "refused": 0,
+}
 # While polling, trouble on the way and a failing server are waited out.
 WAITED_OUT = dict.fromkeys(
-    ("refused", "reset", "close", "truncated", "bad chunk", "429", "429 for an hour", "500", "503",
-     "silence", "drip", "pause"), 0)
+    (
+        "refused",
+        "reset",
+        "close",
+        "truncated",
+        "bad chunk",
+        "429",
+        "429 for an hour",
+        "500",
+        "503",
+        "silence",
+        "drip",
+        "pause",
+    ),
+    0,
+)
 # A login keeps its key where the server does not say that it is gone.
 KEY_KEPT = dict.fromkeys(set(FAST_FAULTS) | set(SLOW_FAULTS), 0)
 # A profile goes whatever the server says; what has no body cannot be cut or misread.
 KEY_MAY_WORK = dict.fromkeys(KEY_KEPT, 1)
-KEY_DELETED = dict(KEY_MAY_WORK, **dict.fromkeys(
-    ("truncated", "short length", "html", "not JSON", "wrong shape", "deep", "401", "404",
-     "pause"), 0))
+KEY_DELETED = dict(
+    KEY_MAY_WORK,
+    **dict.fromkeys(
+        (
+            "truncated",
+            "short length",
+            "html",
+            "not JSON",
+            "wrong shape",
+            "deep",
+            "401",
+            "404",
+            "pause",
+        ),
+        0,
+    ),
+)
 LOGGED_OUT = dict.fromkeys(KEY_KEPT, 0)
 
 Endpoint = collections.namedtuple("Endpoint", "path method argv start times codes")
@@ -4856,21 +6372,33 @@ Endpoint = collections.namedtuple("Endpoint", "path method argv start times code
 ENDPOINTS = {
     "version": Endpoint(VERSION, "GET", ["environments", "add", "URL"], "elsewhere", 9, {}),
     "version for organizations": Endpoint(
-        VERSION, "GET", ["organizations", "get"], "key", 9, {}),
-    "organizations": Endpoint(ORGANIZATION_LIST, "GET", ["organizations", "get"], "key", 9, {}),
+        VERSION, "GET", ["organizations", "get"], "key", 9, {}
+    ),
+    "organizations": Endpoint(
+        ORGANIZATION_LIST, "GET", ["organizations", "get"], "key", 9, {}
+    ),
     "projects": Endpoint(PROJECT_LIST, "GET", ["projects", "get"], "key", 9, {}),
     "project of a profile": Endpoint(
-        PROJECT_LIST, "GET", ["projects", "use", "proj-beta"], "key", 9, {}),
+        PROJECT_LIST, "GET", ["projects", "use", "proj-beta"], "key", 9, {}
+    ),
     "projects of a key": Endpoint(
-        PROJECT_LIST, "GET", TOKEN_BOTH[:4], "key", 9, {"403": 4}),
+        PROJECT_LIST, "GET", TOKEN_BOTH[:4], "key", 9, {"403": 4}
+    ),
     "projects of a key, both flags": Endpoint(
-        PROJECT_LIST, "GET", TOKEN_BOTH, "key", 9, {"403": 4, "refused": 0, "silence": 0}),
+        PROJECT_LIST, "GET", TOKEN_BOTH, "key", 9, {"403": 4, "refused": 0, "silence": 0}
+    ),
     "projects for the status": Endpoint(
-        PROJECT_LIST, "GET", ["auth", "status"], "key", 9,
-        {"403": 4, "404": 5, "redirect": 5, "loop": 5}),
+        PROJECT_LIST,
+        "GET",
+        ["auth", "status"],
+        "key",
+        9,
+        {"403": 4, "404": 5, "redirect": 5, "loop": 5},
+    ),
     "deployments": Endpoint(CONTROL, "GET", ["deployments", "get"], "key", 9, {}),
     "deployment": Endpoint(
-        CONTROL + "/invoices", "GET", ["deployments", "get", "invoices"], "key", 9, {}),
+        CONTROL + "/invoices", "GET", ["deployments", "get", "invoices"], "key", 9, {}
+    ),
     "discovery": Endpoint(DISCOVERY, "GET", LOGIN, "key", 9, {}),
     "configuration": Endpoint(CONFIGURATION, "GET", LOGIN, "key", 9, {}),
     "device code": Endpoint(DEVICE_CODE, "POST", LOGIN, "key", 9, {}),
@@ -4879,14 +6407,23 @@ ENDPOINTS = {
     "me": Endpoint(ME, "GET", LOGIN, "login", 9, KEY_KEPT),
     "new key": Endpoint(API_KEYS, "POST", LOGIN, "key", 9, {}),
     "deleted key": Endpoint(
-        API_KEYS + "/" + KEY_ID, "DELETE", ["auth", "logout", "main"], "login", 1, KEY_DELETED),
+        API_KEYS + "/" + KEY_ID,
+        "DELETE",
+        ["auth", "logout", "main"],
+        "login",
+        1,
+        KEY_DELETED,
+    ),
     "refresh": Endpoint(
-        TOKEN, "POST", ["auth", "logout", "main"], "expired", 9, KEY_MAY_WORK),
+        TOKEN, "POST", ["auth", "logout", "main"], "expired", 9, KEY_MAY_WORK
+    ),
     "revocation": Endpoint(
-        REVOKE, "POST", ["auth", "logout", "main"], "login", 9, LOGGED_OUT),
+        REVOKE, "POST", ["auth", "logout", "main"], "login", 9, LOGGED_OUT
+    ),
 }
 
-# Reads shares of cases from stdin and works on all shares at once, each in a process of its own,
+# Reads shares of cases from stdin and works on all shares at once, each in a process of
+# its own,
 # since a silence must be waited for. Each share's results go to a file.
 SLOW_WORKER = """
 import io, json, os, ssl, sys, time, urllib.request
@@ -4926,7 +6463,8 @@ for share in shares:
 
 
 class NetworkCase(Case):
-    """A stand-in, another origin that must hear nothing, and time-outs that luck cannot hit."""
+    """A stand-in, another origin that must hear nothing, and time-outs that luck cannot
+    hit."""
 
     def setUp(self):
         Case.setUp(self)
@@ -4949,28 +6487,47 @@ class NetworkCase(Case):
 
     def with_login(self, expired=False, **extra):
         """A login that the provider knows, whose profile is `main`."""
-        login = {"sub": "user-1", "email": "dev@example.com", "client_id": "llamactl-cli",
-                 "scope": "email offline_access openid profile", "revoked": False}
+        login = {
+            "sub": "user-1",
+            "email": "dev@example.com",
+            "client_id": "llamactl-cli",
+            "scope": "email offline_access openid profile",
+            "revoked": False,
+        }
         tokens = self.cloud._tokens(login).body
         key = "llx-CANARY-of-the-login-0123"
         self.cloud.add_key(key)["id"] = KEY_ID
         if expired:
             self.cloud.expire_access_tokens()
-        profile = dict({
-            "auth_type": "oidc", "sub": "user-1", "issuer": self.cloud.base_url + "/oidc",
-            "provider": self.pinned(),
-            "email": "dev@example.com", "api_key_id": KEY_ID,
-            "access_token": tokens["access_token"], "refresh_token": tokens["refresh_token"],
-            "access_expires_at": time.time() + (-1 if expired else 300)}, **extra)
+        profile = dict(
+            {
+                "auth_type": "oidc",
+                "sub": "user-1",
+                "issuer": self.cloud.base_url + "/oidc",
+                "provider": self.pinned(),
+                "email": "dev@example.com",
+                "api_key_id": KEY_ID,
+                "access_token": tokens["access_token"],
+                "refresh_token": tokens["refresh_token"],
+                "access_expires_at": time.time() + (-1 if expired else 300),
+            },
+            **extra,
+        )
         self.with_profile(key=key, **profile)
         return profile
 
     def pinned(self, **changes):
         """What a login keeps of its provider."""
         issuer = self.cloud.base_url + "/oidc"
-        return dict({"issuer": issuer, "client_id": "llamactl-cli",
-                     "token_endpoint": issuer + "/token",
-                     "revocation_endpoint": issuer + "/revoke"}, **changes)
+        return dict(
+            {
+                "issuer": issuer,
+                "client_id": "llamactl-cli",
+                "token_endpoint": issuer + "/token",
+                "revocation_endpoint": issuer + "/revoke",
+            },
+            **changes,
+        )
 
     def start(self, how):
         self.cloud.reset()
@@ -4989,12 +6546,15 @@ class NetworkCase(Case):
             return file.read()
 
     def error_of(self, result, code=None):
-        """The one line of error; every other line is one that a failing command may print."""
+        """The one line of error; every other line is one that a failing command may
+        print."""
         lines = result.err.splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         self.assertEqual(1, len(errors), result.err)
         for line in lines:
-            self.assertRegex(line, r"\A((error|hint|warning): |(open|code|or) +\S|profile )")
+            self.assertRegex(
+                line, r"\A((error|hint|warning): |(open|code|or) +\S|profile )"
+            )
         if code is None:
             self.assertNotEqual(0, result.code)
         else:
@@ -5002,7 +6562,8 @@ class NetworkCase(Case):
         return errors[0]
 
     def fails(self, *argv, code=None, **options):
-        """Run ARGV, which must fail in one line and leave the store as it was; that line."""
+        """Run ARGV, which must fail in one line and leave the store as it was; that
+        line."""
         before = self.bytes_stored()
         result = self.call(*argv, **options)
         error = self.error_of(result, code)
@@ -5051,7 +6612,8 @@ def certificate_file(folder):
 
 
 class FaultMatrix(NetworkCase):
-    """Each endpoint x each fault: one line, the right code, the store as before, no credential
+    """Each endpoint x each fault: one line, the right code, the store as before, no
+    credential
     anywhere else."""
 
     def setUp(self):
@@ -5063,11 +6625,15 @@ class FaultMatrix(NetworkCase):
 
     def queue(self, endpoint, kind, fault, options):
         # A poll whose answer is lost, but waited out, must not have used the code up.
-        self.cloud.pending_polls = 1 if endpoint.codes is WAITED_OUT and kind in WAITED_OUT else 0
+        self.cloud.pending_polls = (
+            1 if endpoint.codes is WAITED_OUT and kind in WAITED_OUT else 0
+        )
         if fault == "redirect":
             options = dict(options, to=options.get("to", self.other.url) + endpoint.path)
         if fault:
-            self.cloud.fault(endpoint.path, fault, endpoint.times, endpoint.method, **options)
+            self.cloud.fault(
+                endpoint.path, fault, endpoint.times, endpoint.method, **options
+            )
 
     def judge(self, endpoint, kind, code, result, before):
         expected = endpoint.codes.get(kind, code)
@@ -5091,7 +6657,9 @@ class FaultMatrix(NetworkCase):
         """The documented exceptions: what is stored although an answer went wrong."""
         profile = self.profiles()[self.stored()[self.url]["current_profile"]]
         if endpoint.argv == TOKEN_BOTH:
-            self.assertEqual((OTHER_KEY, "proj-beta"), (profile["api_key"], profile["project_id"]))
+            self.assertEqual(
+                (OTHER_KEY, "proj-beta"), (profile["api_key"], profile["project_id"])
+            )
             self.assertIn("warning: ", result.err)
         elif endpoint.path == ME:
             kept = profile["api_key_id"] == KEY_ID
@@ -5139,13 +6707,21 @@ class FaultMatrix(NetworkCase):
     def test_slow_faults(self):
         cases = [(name, kind) for name in ENDPOINTS for kind in SLOW_FAULTS]
         places = [self.slow_case(name, kind) for name, kind in cases]
-        orders = [[argv, env, ENDPOINTS[name].path, ENDPOINTS[name].times, SHORT_WAITS[kind]]
-                  for (name, kind), (_, argv, env, _) in zip(cases, places)]
-        paths = [os.path.join(self.home, "results-%d.json" % number) for number in range(22)]
+        orders = [
+            [argv, env, ENDPOINTS[name].path, ENDPOINTS[name].times, SHORT_WAITS[kind]]
+            for (name, kind), (_, argv, env, _) in zip(cases, places)
+        ]
+        paths = [
+            os.path.join(self.home, "results-%d.json" % number) for number in range(22)
+        ]
         shares = [(path, orders[number::22]) for number, path in enumerate(paths)]
         task = json.dumps([shares, os.path.dirname(os.path.abspath(PROGRAM))])
-        worker = subprocess.Popen([sys.executable, "-c", SLOW_WORKER], stdin=subprocess.PIPE,
-                                  env=self.env, start_new_session=True)
+        worker = subprocess.Popen(
+            [sys.executable, "-c", SLOW_WORKER],
+            stdin=subprocess.PIPE,
+            env=self.env,
+            start_new_session=True,
+        )
         try:
             worker.communicate(task.encode("ascii"), timeout=30)
         finally:
@@ -5159,7 +6735,8 @@ class FaultMatrix(NetworkCase):
                 self.judge_slow(case, place, result)
 
     def slow_case(self, name, kind):
-        """A stand-in and a home for the case: (what to restore, argv, environment, store)."""
+        """A stand-in and a home for the case: (what to restore, argv, environment,
+        store)."""
         endpoint, (fault, options, _) = ENDPOINTS[name], SLOW_FAULTS[kind]
         self.move(name + "-" + kind)
         self.cloud = self.cloud_server()
@@ -5192,8 +6769,9 @@ class Redirects(NetworkCase):
             for to in (ORGANIZATION_LIST, self.url + ORGANIZATION_LIST, "organizations"):
                 with self.subTest(status=status, to=to):
                     self.cloud.reset()
-                    self.cloud.fault(ORGANIZATION_LIST, "redirect", status=status,
-                                     to=to + "?again")
+                    self.cloud.fault(
+                        ORGANIZATION_LIST, "redirect", status=status, to=to + "?again"
+                    )
                     self.succeeds("organizations", "get")
                     sent = self.cloud.sent(ORGANIZATION_LIST)
                     self.assertEqual(2, len(sent))
@@ -5201,12 +6779,22 @@ class Redirects(NetworkCase):
 
     def test_elsewhere_is_refused(self):
         port = self.url.rpartition(":")[2]
-        for to in (self.other.url + "/", "http://localhost:%s/" % port, "//localhost:%s/" % port,
-                   "https://127.0.0.1:%s/" % port, "http://user@127.0.0.1:%s/" % port,
-                   "http://127.0.0.1/", "ftp://127.0.0.1:%s/" % port, "file:///etc/hostname",
-                   "data:application/json,{}", "javascript:alert(1)",
-                   "http://127.0.0.1:%s\\@localhost/" % port, "http://:0/",
-                   "http://127.0.0.1:99999999/", "%s/?key=%s" % (self.other.url, KEY)):
+        for to in (
+            self.other.url + "/",
+            "http://localhost:%s/" % port,
+            "//localhost:%s/" % port,
+            "https://127.0.0.1:%s/" % port,
+            "http://user@127.0.0.1:%s/" % port,
+            "http://127.0.0.1/",
+            "ftp://127.0.0.1:%s/" % port,
+            "file:///etc/hostname",
+            "data:application/json,{}",
+            "javascript:alert(1)",
+            "http://127.0.0.1:%s\\@localhost/" % port,
+            "http://:0/",
+            "http://127.0.0.1:99999999/",
+            "%s/?key=%s" % (self.other.url, KEY),
+        ):
             with self.subTest(to=to):
                 self.cloud.reset()
                 self.cloud.fault(PROJECT_LIST, "redirect", to=to)
@@ -5251,12 +6839,25 @@ class ServerWords(NetworkCase):
         return self.fails("projects", "get")
 
     def test_status_detail_and_request_id(self):
-        error = self.error(422, {"detail": [{"loc": ["query"], "msg": "first wrong"},
-                                            {"loc": [], "msg": "second wrong"}, "third", None]})
+        error = self.error(
+            422,
+            {
+                "detail": [
+                    {"loc": ["query"], "msg": "first wrong"},
+                    {"loc": [], "msg": "second wrong"},
+                    "third",
+                    None,
+                ]
+            },
+        )
         for words in ("422", "first wrong", "second wrong", "req-"):
             self.assertIn(words, error)
-        error = self.error(403, {"detail": "not for you"}, x_request_id=None,
-                           x_correlation_id="correlated-7")
+        error = self.error(
+            403,
+            {"detail": "not for you"},
+            x_request_id=None,
+            x_correlation_id="correlated-7",
+        )
         for words in ("403", "not for you", "correlated-7"):
             self.assertIn(words, error)
 
@@ -5265,13 +6866,20 @@ class ServerWords(NetworkCase):
             self.assertIn("418", self.error(418, body))
 
     def test_hostile_words(self):
-        error = self.error(400, {"detail": "a\x1b[2J\x07\u202eb\nerror: forged\r\ud800"},
-                           x_request_id="r\x1b[31m")
+        error = self.error(
+            400,
+            {"detail": "a\x1b[2J\x07\u202eb\nerror: forged\r\ud800"},
+            x_request_id="r\x1b[31m",
+        )
         self.assertNotRegex(error, "[\x00-\x1f\x7f-\x9f\u202e\ud800-\udfff]")
 
     def test_an_echoed_key_is_masked(self):
         # tearDown looks for the canary in all that was printed
-        for body in ({"detail": "no such key " + KEY}, {"detail": [{"msg": KEY}]}, {"error": KEY}):
+        for body in (
+            {"detail": "no such key " + KEY},
+            {"detail": [{"msg": KEY}]},
+            {"error": KEY},
+        ):
             self.assertIn("400", self.error(400, body, x_request_id=KEY))
 
     def test_a_gateway_that_answers_a_poll(self):
@@ -5300,8 +6908,9 @@ class Tls(TlsCase):
 
     def test_verification_cannot_be_switched_off(self):
         self.env["PYTHONHTTPSVERIFY"] = "0"
-        with unittest.mock.patch.object(ssl, "_create_default_https_context",
-                                        ssl._create_unverified_context):
+        with unittest.mock.patch.object(
+            ssl, "_create_default_https_context", ssl._create_unverified_context
+        ):
             self.fails("projects", "get", code=5)
         self.assertEqual([], self.cloud.requests)
 
@@ -5313,8 +6922,9 @@ class Tls(TlsCase):
 
     @unittest.skipUnless(hasattr(ssl, "TLSVersion"), "3.6 cannot say which it takes")
     def test_nothing_below_1_2(self):
-        with unittest.mock.patch.object(ssl.SSLContext, "minimum_version",
-                                        new_callable=unittest.mock.PropertyMock) as minimum:
+        with unittest.mock.patch.object(
+            ssl.SSLContext, "minimum_version", new_callable=unittest.mock.PropertyMock
+        ) as minimum:
             llamactl.tls_context(llamactl.read_process())
         minimum.assert_called_with(ssl.TLSVersion.TLSv1_2)
 
@@ -5325,7 +6935,9 @@ class Tls(TlsCase):
         self.with_profile()
 
         def resolved(host, *rest, **options):
-            return real("127.0.0.1" if host == "elsewhere.invalid" else host, *rest, **options)
+            return real(
+                "127.0.0.1" if host == "elsewhere.invalid" else host, *rest, **options
+            )
 
         with unittest.mock.patch.object(socket, "getaddrinfo", resolved):
             error = self.fails("projects", "get", code=5, env={"SSL_CERT_FILE": self.pem})
@@ -5348,15 +6960,18 @@ class Tls(TlsCase):
         for name in ("SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
             with self.subTest(variable=name):
                 surroundings = llamactl.Process({name: self.home}, "", "", False)
-                self.assertEqual(llamactl.find_ca_bundle(surroundings), (None, self.home, name))
+                self.assertEqual(
+                    llamactl.find_ca_bundle(surroundings), (None, self.home, name)
+                )
                 self.fails("projects", "get", code=5, env={name: self.home})  # an empty one
 
     def test_bundles_where_linux_systems_keep_them(self):
         """A self-compiled Python finds none by itself."""
         none = ssl.get_default_verify_paths()._replace(cafile=None, capath=None)
         places = (os.path.join(self.home, "gone.pem"), self.pem)
-        with unittest.mock.patch.object(ssl, "get_default_verify_paths", return_value=none), \
-                unittest.mock.patch.object(llamactl, "CA_BUNDLES", places):
+        with unittest.mock.patch.object(
+            ssl, "get_default_verify_paths", return_value=none
+        ), unittest.mock.patch.object(llamactl, "CA_BUNDLES", places):
             self.succeeds("projects", "get")
             status = self.succeeds("auth", "status", "-o", "json")
         self.assertEqual(json.loads(status.out)["ca_bundle"], self.pem)
@@ -5397,16 +7012,34 @@ class NamedUrls(TlsCase):
         self.fails(*LOGIN, code=1)
         self.assertEqual([], self.plain.cloud.requests, url)
         paths = [request.path for request in self.cloud.requests]
-        self.assertEqual([], [path for path in paths if path not in (DISCOVERY, CONFIGURATION)])
+        self.assertEqual(
+            [], [path for path in paths if path not in (DISCOVERY, CONFIGURATION)]
+        )
 
     def hostile(self, path):
         plain, place = self.plain.url + path, self.url.partition("//")[2] + path
-        return [plain, plain.replace("http:", "HTTP:"), "file:///etc/hostname", "ftp://" + place,
-                "data:application/json,{}", "javascript:alert(1)", "//" + place, path,
-                "https://user:secret@" + place, "https:" + place, "https://" + place + "\n",
-                "https://" + place + " HTTP/1.1\r\nx: y", "", "https://", "gopher://" + place,
-                "https://127.0.0.1:0" + path, "https://127.0.0.1:99999" + path,
-                "http\u017f://" + place, "https://\u212a." + place, "https://" + place + "\u017f"]
+        return [
+            plain,
+            plain.replace("http:", "HTTP:"),
+            "file:///etc/hostname",
+            "ftp://" + place,
+            "data:application/json,{}",
+            "javascript:alert(1)",
+            "//" + place,
+            path,
+            "https://user:secret@" + place,
+            "https:" + place,
+            "https://" + place + "\n",
+            "https://" + place + " HTTP/1.1\r\nx: y",
+            "",
+            "https://",
+            "gopher://" + place,
+            "https://127.0.0.1:0" + path,
+            "https://127.0.0.1:99999" + path,
+            "http\u017f://" + place,
+            "https://\u212a." + place,
+            "https://" + place + "\u017f",
+        ]
 
     def test_discovery_url(self):
         self.env["SSL_CERT_FILE"] = self.pem
@@ -5418,7 +7051,9 @@ class NamedUrls(TlsCase):
     def test_endpoints(self):
         self.env["SSL_CERT_FILE"] = self.pem
         for name in self.NAMES:
-            for url in self.hostile(self.cloud.configuration().body[name].rpartition("/")[2]):
+            for url in self.hostile(
+                self.cloud.configuration().body[name].rpartition("/")[2]
+            ):
                 with self.subTest(name=name, url=url):
                     self.cloud.configuration_overrides = {name: url}
                     self.refused(url)
@@ -5441,14 +7076,24 @@ class NamedUrls(TlsCase):
                 self.assertEqual(0, self.cloud.count("POST", DEVICE_CODE))
 
     def test_what_is_no_url_to_some_python_is_none_to_any(self):
-        """A long s, a Kelvin sign, a bracketed host that is no address: one line, and on."""
+        """A long s, a Kelvin sign, a bracketed host that is no address: one line, and
+        on."""
         self.env["SSL_CERT_FILE"] = self.pem
-        for url in ("http\u017f://127.0.0.1/", "https://\u017f.invalid/", "https://\u212a.invalid/",
-                    "https://[:::]/", "https://[1.2.3.4]/", "https://[::1::]:1/", "https://[fe]/a"):
+        for url in (
+            "http\u017f://127.0.0.1/",
+            "https://\u017f.invalid/",
+            "https://\u212a.invalid/",
+            "https://[:::]/",
+            "https://[1.2.3.4]/",
+            "https://[::1::]:1/",
+            "https://[fe]/a",
+        ):
             for name in ("discovery_url",) + self.NAMES[:1]:
                 with self.subTest(url=url, name=name):
                     self.cloud.reset()
-                    self.cloud.discovery_overrides = self.cloud.configuration_overrides = {name: url}
+                    self.cloud.discovery_overrides = self.cloud.configuration_overrides = {
+                        name: url
+                    }
                     self.write_store({})
                     self.error_of(self.call(*LOGIN))
             self.with_login(expired=True, provider=self.pinned(token_endpoint=url))
@@ -5470,7 +7115,9 @@ class Origins(NetworkCase):
     """A provider on another origin hears of no API key, and the API of no refresh token."""
 
     def test_each_credential_stays_at_home(self):
-        provider = StandIn(self.cloud).start()  # one state, two origins: tokens are valid at both
+        provider = StandIn(
+            self.cloud
+        ).start()  # one state, two origins: tokens are valid at both
         self.addCleanup(provider.stop)
         self.cloud.access_token_lifetime = 1  # so that refreshing happens as well
         self.succeeds(*LOGIN)
@@ -5525,16 +7172,21 @@ class Proxies(NetworkCase):
             with self.subTest(variable=name):
                 self.cloud.reset()
                 result = self.succeeds("projects", "get", env={name: self.proxy})
-                self.assertEqual(["llama.invalid"],
-                                 [r.headers["host"] for r in self.cloud.requests])
+                self.assertEqual(
+                    ["llama.invalid"], [r.headers["host"] for r in self.cloud.requests]
+                )
                 # a key that leaves this machine unencrypted is warned about
-                self.assertRegex(result.err, r"\Awarning: http://llama\.invalid:80 is not encrypted")
+                self.assertRegex(
+                    result.err, r"\Awarning: http://llama\.invalid:80 is not encrypted"
+                )
 
     def test_password_is_sent_and_not_shown(self):
         proxy = self.proxy.replace("//", "//somebody:CANARY-password@")
         self.succeeds("projects", "get", env={"http_proxy": proxy})
         expected = base64.b64encode(b"somebody:CANARY-password").decode("ascii")
-        self.assertEqual("Basic " + expected, self.cloud.requests[0].headers["proxy-authorization"])
+        self.assertEqual(
+            "Basic " + expected, self.cloud.requests[0].headers["proxy-authorization"]
+        )
         result = self.succeeds("auth", "status", "--offline", env={"http_proxy": proxy})
         self.assertIn(self.proxy.partition("//")[2], result.out)
         self.assertNotIn("somebody", result.out + result.err)
@@ -5553,7 +7205,9 @@ class Proxies(NetworkCase):
             env = {"http_proxy": "http://" + place}
             self.fails("projects", "get", code=5, env=env)
             for exempt in ("127.0.0.1", "*"):
-                self.succeeds("projects", "get", env=dict(env, NO_PROXY=exempt, no_proxy=exempt))
+                self.succeeds(
+                    "projects", "get", env=dict(env, NO_PROXY=exempt, no_proxy=exempt)
+                )
 
     def test_https_tunnel(self):
         """The proxy sees a host and a port, no credential; its refusal is one line."""
@@ -5569,19 +7223,30 @@ class Proxies(NetworkCase):
             self.assertNotIn("CANARY", request.path + request.body)
 
     def test_a_tunnel_that_is_refused(self):
-        """Trouble of the proxy's is worth another try, its no is not; its words are nobody's."""
+        """Trouble of the proxy's is worth another try, its no is not; its words are
+        nobody's."""
         self.url = "https://llama.invalid"
         self.with_profile()
         for status, tries in ((407, 1), (403, 1), (429, 1), (500, 3), (502, 3), (503, 3)):
             with self.subTest(status=status), unraised_resource_warnings():
                 self.cloud.reset()
                 self.cloud.fault("*", "status", 9, status=status)
-                error = self.fails("projects", "get", code=5, env={"https_proxy": self.proxy})
-                self.assertEqual(["CONNECT"] * tries, [r.method for r in self.cloud.requests])
+                error = self.fails(
+                    "projects", "get", code=5, env={"https_proxy": self.proxy}
+                )
+                self.assertEqual(
+                    ["CONNECT"] * tries, [r.method for r in self.cloud.requests]
+                )
                 self.assertRegex(error, r"the proxy answered %d\Z" % status)
 
     def test_odd_proxies(self):
-        for proxy in ("socks5://127.0.0.1:1", "http://127.0.0.1:port", "http://", "::", "http://["):
+        for proxy in (
+            "socks5://127.0.0.1:1",
+            "http://127.0.0.1:port",
+            "http://",
+            "::",
+            "http://[",
+        ):
             with self.subTest(proxy=proxy):
                 self.fails("projects", "get", env={"http_proxy": proxy})
 
@@ -5610,16 +7275,23 @@ class Retries(NetworkCase):
         endless = {"status": 503, "headers": {"retry-after": "9" * 12}}
         odd = {"status": 503, "headers": {"retry-after": "-5"}}
         table = [
-            ("reset", {}, 1, 200, [0.5]), ("reset", {}, 2, 200, [0.5, 1.5]),
-            ("reset", {}, 9, -5, [0.5, 1.5]), ("close", {}, 9, -5, [0.5, 1.5]),
-            ("status", {"status": 429}, 1, 200, [0.5]), ("status", {"status": 502}, 1, 200, [0.5]),
+            ("reset", {}, 1, 200, [0.5]),
+            ("reset", {}, 2, 200, [0.5, 1.5]),
+            ("reset", {}, 9, -5, [0.5, 1.5]),
+            ("close", {}, 9, -5, [0.5, 1.5]),
+            ("status", {"status": 429}, 1, 200, [0.5]),
+            ("status", {"status": 502}, 1, 200, [0.5]),
             ("status", {"status": 503}, 9, 503, [0.5, 1.5]),
             ("status", {"status": 504}, 2, 200, [0.5, 1.5]),
-            ("status", asking, 2, 200, [7, 7]), ("status", patient, 1, 200, [30]),
-            ("status", impatient, 1, 429, []), ("status", endless, 1, 503, []),
+            ("status", asking, 2, 200, [7, 7]),
+            ("status", patient, 1, 200, [30]),
+            ("status", impatient, 1, 429, []),
+            ("status", endless, 1, 503, []),
             ("status", odd, 1, 200, [0.5]),
-            ("status", {"status": 500}, 1, 500, []), ("status", {"status": 404}, 1, 404, []),
-            ("status", {"status": 401}, 1, 401, []), ("html", {}, 1, 200, []),
+            ("status", {"status": 500}, 1, 500, []),
+            ("status", {"status": 404}, 1, 404, []),
+            ("status", {"status": 401}, 1, 401, []),
+            ("html", {}, 1, 200, []),
         ]
         for kind, options, times, outcome, slept in table:
             with self.subTest(kind=kind, options=options, times=times):
@@ -5643,8 +7315,12 @@ class Retries(NetworkCase):
         self.assertEqual(1, len(self.cloud.requests))
 
     def test_a_post_only_where_no_connection_was_made(self):
-        for kind, options in (("reset", {}), ("close", {}), ("status", {"status": 503}),
-                              ("status", {"status": 429, "headers": {"retry-after": "1"}})):
+        for kind, options in (
+            ("reset", {}),
+            ("close", {}),
+            ("status", {"status": 503}),
+            ("status", {"status": 429, "headers": {"retry-after": "1"}}),
+        ):
             with self.subTest(kind=kind):
                 self.cloud.reset()
                 self.cloud.fault(API_KEYS, kind, 9, **options)
@@ -5656,7 +7332,9 @@ class Retries(NetworkCase):
         self.assertEqual((1, [0.5, 1.5]), (len(self.cloud.requests), self.slept))
 
     def test_a_key_survives_a_refused_connection(self):
-        with refusing(API_KEYS, 2), unittest.mock.patch.multiple(llamactl, RETRY_DELAYS=(0, 0)):
+        with refusing(API_KEYS, 2), unittest.mock.patch.multiple(
+            llamactl, RETRY_DELAYS=(0, 0)
+        ):
             self.succeeds(*LOGIN)
         self.assertEqual(3, len(self.cloud.keys_alive()))
 
@@ -5707,13 +7385,14 @@ class UnverifiedToken(NetworkCase):
         self.assertIn("proj-alpha", self.fails(*TOKEN_BOTH, code=1))
 
 
-# ==================================================================================================
+# ========================================================================================
 # oauth: the provider that lies: ID tokens, keys and numbers
-# ==================================================================================================
+# ========================================================================================
 
 
 class IdToken(unittest.TestCase):
-    """read_user(): OpenID Connect Core section 3.1.3.7 without the signature, by example."""
+    """read_user(): OpenID Connect Core section 3.1.3.7 without the signature, by
+    example."""
 
     NOW = 1000000
     GOOD = {"iss": "https://id", "aud": "me", "sub": "u", "exp": NOW + 60}
@@ -5724,26 +7403,43 @@ class IdToken(unittest.TestCase):
 
     def test_claims_that_are_accepted(self):
         for changes in (
-                {}, {"exp": self.NOW - 119}, {"exp": self.NOW + 0.5}, {"aud": ["me"]},
-                {"azp": "me"}, {"aud": ["me", "you"], "azp": "me"}, {"aud": ["you", "me"]},
-                {"iss": "https://id/"}, {"nonce": "n", "iat": 5, "email": None}):
+            {},
+            {"exp": self.NOW - 119},
+            {"exp": self.NOW + 0.5},
+            {"aud": ["me"]},
+            {"azp": "me"},
+            {"aud": ["me", "you"], "azp": "me"},
+            {"aud": ["you", "me"]},
+            {"iss": "https://id/"},
+            {"nonce": "n", "iat": 5, "email": None},
+        ):
             with self.subTest(changes=changes):
                 self.assertEqual(self.read(jwt(merged(self.GOOD, changes))).sub, "u")
 
     def test_issuers(self):
         for issuer, claims in (
-                ("https://id/", {}), ("https://id", {"iss": "https://id/"}),
-                ("https://login.example/{tenantid}/v2.0",
-                 {"iss": "https://login.example/t-1/v2.0", "tid": "t-1"})):
+            ("https://id/", {}),
+            ("https://id", {"iss": "https://id/"}),
+            (
+                "https://login.example/{tenantid}/v2.0",
+                {"iss": "https://login.example/t-1/v2.0", "tid": "t-1"},
+            ),
+        ):
             with self.subTest(issuer=issuer, claims=claims):
                 user = self.read(jwt(dict(self.GOOD, **claims)), issuer)
                 self.assertEqual(user.issuer, claims.get("iss", "https://id"))
         for issuer, claims in (
-                ("https://id//", {}), ("https://id/a", {}),
-                ("https://login.example/{tenantid}/v2.0",
-                 {"iss": "https://login.example/t-1/v2.0", "tid": "t-2"}),
-                ("https://login.example/{tenantid}/v2.0",
-                 {"iss": "https://login.example/t-1/v2.0"})):
+            ("https://id//", {}),
+            ("https://id/a", {}),
+            (
+                "https://login.example/{tenantid}/v2.0",
+                {"iss": "https://login.example/t-1/v2.0", "tid": "t-2"},
+            ),
+            (
+                "https://login.example/{tenantid}/v2.0",
+                {"iss": "https://login.example/t-1/v2.0"},
+            ),
+        ):
             with self.subTest(issuer=issuer, claims=claims):
                 with self.assertRaises(llamactl.Failure) as caught:
                     self.read(jwt(dict(self.GOOD, **claims)), issuer)
@@ -5752,33 +7448,63 @@ class IdToken(unittest.TestCase):
 
     def test_claims_that_are_refused(self):
         for changes in (
-                {"iss": None}, {"iss": ["https://id"]}, {"iss": "HTTPS://id"}, {"aud": "you"},
-                {"aud": None}, {"aud": []}, {"aud": "me too"}, {"aud": {"me": 1}},
-                {"aud": ["me", "you"], "azp": "you"}, {"azp": "you"},
-                {"aud": ["you"], "azp": "me"}, {"exp": self.NOW - 121}, {"exp": None},
-                {"exp": "9" * 10}, {"exp": True}, {"exp": float("nan")},
-                {"exp": float("inf")}, {"exp": [self.NOW + 60]}, {"exp": -10 ** 400},
-                {"sub": None}, {"sub": ""}, {"sub": 7}, {"sub": ["u"]}):
+            {"iss": None},
+            {"iss": ["https://id"]},
+            {"iss": "HTTPS://id"},
+            {"aud": "you"},
+            {"aud": None},
+            {"aud": []},
+            {"aud": "me too"},
+            {"aud": {"me": 1}},
+            {"aud": ["me", "you"], "azp": "you"},
+            {"azp": "you"},
+            {"aud": ["you"], "azp": "me"},
+            {"exp": self.NOW - 121},
+            {"exp": None},
+            {"exp": "9" * 10},
+            {"exp": True},
+            {"exp": float("nan")},
+            {"exp": float("inf")},
+            {"exp": [self.NOW + 60]},
+            {"exp": -(10**400)},
+            {"sub": None},
+            {"sub": ""},
+            {"sub": 7},
+            {"sub": ["u"]},
+        ):
             with self.subTest(changes=changes):
                 with self.assertRaises(llamactl.Failure):
                     self.read(jwt(merged(self.GOOD, changes)))
 
     def test_shapes(self):
         def text(value):
-            return b64url(value if isinstance(value, bytes) else json.dumps(value).encode("ascii"))
+            return b64url(
+                value if isinstance(value, bytes) else json.dumps(value).encode("ascii")
+            )
 
         for name, token in (
-                ("a number", 7), ("a list", [jwt(self.GOOD)]), ("empty", ""),
-                ("two segments", "a." + text(self.GOOD)), ("five segments", "a.b.c.d.e"),
-                ("broken base64", "a.%%%.c"), ("one character", "a.A.c"),
-                ("not ASCII", "a.\u00e9.c"), ("no JSON", "a." + text(b"{") + ".c"),
-                ("not UTF-8", "a." + text(b'{"sub": "\xff"}') + ".c"),
-                ("a list of claims", "a." + text([self.GOOD]) + ".c"),
-                ("null", "a." + text(None) + ".c"),
-                ("deep claims", "a." + text(b"[" * 100000 + b"]" * 100000) + ".c"),
-                ("a number of 100,000 digits", "a." + text(
-                    json.dumps(self.GOOD)[:-1].encode() + b', "x": ' + b"9" * 100000 + b"}")
-                    + ".c")):
+            ("a number", 7),
+            ("a list", [jwt(self.GOOD)]),
+            ("empty", ""),
+            ("two segments", "a." + text(self.GOOD)),
+            ("five segments", "a.b.c.d.e"),
+            ("broken base64", "a.%%%.c"),
+            ("one character", "a.A.c"),
+            ("not ASCII", "a.\u00e9.c"),
+            ("no JSON", "a." + text(b"{") + ".c"),
+            ("not UTF-8", "a." + text(b'{"sub": "\xff"}') + ".c"),
+            ("a list of claims", "a." + text([self.GOOD]) + ".c"),
+            ("null", "a." + text(None) + ".c"),
+            ("deep claims", "a." + text(b"[" * 100000 + b"]" * 100000) + ".c"),
+            (
+                "a number of 100,000 digits",
+                "a."
+                + text(
+                    json.dumps(self.GOOD)[:-1].encode() + b', "x": ' + b"9" * 100000 + b"}"
+                )
+                + ".c",
+            ),
+        ):
             with self.subTest(name):
                 started = time.monotonic()
                 with self.assertRaises(llamactl.Failure) as caught:
@@ -5813,23 +7539,35 @@ class LyingProvider(NetworkCase):
 
     def test_an_id_token_that_is_refused(self):
         """One of each kind through the real flow; IdToken has them all."""
-        for claims, words in (({"iss": ELSEWHERE}, ELSEWHERE + ".*" + self.url + "/oidc"),
-                              ({"aud": "another"}, "another.*llamactl-cli"),
-                              ({"azp": "another"}, "another.*llamactl-cli"),
-                              ({"exp": 1}, "clock"), ({"sub": None}, "user")):
+        for claims, words in (
+            ({"iss": ELSEWHERE}, ELSEWHERE + ".*" + self.url + "/oidc"),
+            ({"aud": "another"}, "another.*llamactl-cli"),
+            ({"azp": "another"}, "another.*llamactl-cli"),
+            ({"exp": 1}, "clock"),
+            ({"sub": None}, "user"),
+        ):
             with self.subTest(claims=claims):
                 self.cloud.id_token_claims = claims
                 self.assertRegex(self.refused(1), words)
         self.cloud.id_token_claims = {}
-        for make, words in ((lambda claims: None, "no ID token"), (lambda claims: 7, "JWT")):
+        for make, words in (
+            (lambda claims: None, "no ID token"),
+            (lambda claims: 7, "JWT"),
+        ):
             self.cloud.id_token_override = make
             self.assertRegex(self.refused(1), words)
         self.cloud.id_token_override = None
         self.accepted()
 
     def test_token_answers(self):
-        for body in ({}, {"access_token": ""}, {"access_token": 7, "id_token": "x"},
-                     {"access_token": None}, {"error": "nonsense"}, {"error": 7}):
+        for body in (
+            {},
+            {"access_token": ""},
+            {"access_token": 7, "id_token": "x"},
+            {"access_token": None},
+            {"error": "nonsense"},
+            {"error": 7},
+        ):
             with self.subTest(body=body):
                 self.cloud.token_script = [(200, body)]
                 self.refused()
@@ -5837,8 +7575,9 @@ class LyingProvider(NetworkCase):
     def test_keys_that_cannot_be_keys(self):
         for key in ("", "a b", "two\nlines", "\u00e9", 7, None, ["x"]):
             with self.subTest(key=key):
-                self.cloud.fault(API_KEYS, "wrong_shape",
-                                 body={"id": "key-1", "redacted_api_key": key})
+                self.cloud.fault(
+                    API_KEYS, "wrong_shape", body={"id": "key-1", "redacted_api_key": key}
+                )
                 self.fails(*LOGIN)
                 self.cloud.reset()
 
@@ -5858,7 +7597,7 @@ class LyingProvider(NetworkCase):
                 self.refused()
                 self.assertEqual(0, self.cloud.count("POST", TOKEN))
                 self.assertLess(time.monotonic() - started, 5)
-        for value in (10 ** 12, 10 ** 30, 600.5):
+        for value in (10**12, 10**30, 600.5):
             with self.subTest(expires_in=value):
                 self.cloud.device_answer = {"expires_in": value}
                 self.accepted()
@@ -5867,13 +7606,20 @@ class LyingProvider(NetworkCase):
         browser = unittest.mock.Mock()
         browser.open.return_value, browser.name = True, "firefox"
         for address, opened in (
-                ("javascript:alert(1)", 0), ("file:///etc/passwd", 0), ("data:text/html,x", 0),
-                ("https://id.invalid/\x1b[2J\x1b]0;x\x07", 0), ("https://id.invalid/ --new", 0),
-                ("--remote=https://id.invalid/", 0), ("https://id.invalid/\u202egpj", 0),
-                ("https://id.invalid/device", 1)):
+            ("javascript:alert(1)", 0),
+            ("file:///etc/passwd", 0),
+            ("data:text/html,x", 0),
+            ("https://id.invalid/\x1b[2J\x1b]0;x\x07", 0),
+            ("https://id.invalid/ --new", 0),
+            ("--remote=https://id.invalid/", 0),
+            ("https://id.invalid/\u202egpj", 0),
+            ("https://id.invalid/device", 1),
+        ):
             with self.subTest(address=address):
-                self.cloud.device_answer = {"verification_uri": address,
-                                            "verification_uri_complete": None}
+                self.cloud.device_answer = {
+                    "verification_uri": address,
+                    "verification_uri_complete": None,
+                }
                 browser.open.reset_mock()
                 with unittest.mock.patch("webbrowser.get", return_value=browser):
                     result = self.call(*LOGIN, env={"DISPLAY": ":0"})
@@ -5885,8 +7631,9 @@ class LyingProvider(NetworkCase):
                 with unittest.mock.patch("webbrowser.get", return_value=browser):
                     self.call(*LOGIN, env={"DISPLAY": ":0"})
                 for call in browser.open.call_args_list:
-                    self.assertEqual(address if opened else "https://id.invalid/device",
-                                     call[0][0])
+                    self.assertEqual(
+                        address if opened else "https://id.invalid/device", call[0][0]
+                    )
 
     def test_a_user_code_with_escapes(self):
         self.cloud.device_answer = {"user_code": "AB\x1b[8mCD\r\nerror: x\u200b"}
@@ -5895,19 +7642,26 @@ class LyingProvider(NetworkCase):
         self.assertNotRegex(result.err, "(?m)^error:")
 
 
-# ==================================================================================================
+# ========================================================================================
 # credential: which credential wins
-# ==================================================================================================
+# ========================================================================================
 
 
 class Variables(CommandCase):
-
     def setUp(self):
         super().setUp()
         self.cloud.add_key(OTHER_KEY)
         self.with_profile()
-        self.done("auth", "token", "--api-key", OTHER_KEY, "--project", "proj-beta", "--name",
-                  "second")
+        self.done(
+            "auth",
+            "token",
+            "--api-key",
+            OTHER_KEY,
+            "--project",
+            "proj-beta",
+            "--name",
+            "second",
+        )
         self.done("auth", "use", "main")
         self.cloud.deployments = []  # no warnings but those of the variables
         self.servers = {"profile's": self.cloud}
@@ -5919,8 +7673,11 @@ class Variables(CommandCase):
             stand_in.cloud.deployments = []
             self.servers[name] = stand_in.cloud
         self.patch(DEFAULT_API_URL=stand_in.url)
-        self.full = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
-                     "LLAMA_CLOUD_BASE_URL": self.servers["variable's"].base_url + "/"}
+        self.full = {
+            "LLAMA_CLOUD_API_KEY": OTHER_KEY,
+            "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
+            "LLAMA_CLOUD_BASE_URL": self.servers["variable's"].base_url + "/",
+        }
         self.forget()
 
     def forget(self):
@@ -5931,9 +7688,14 @@ class Variables(CommandCase):
         """(server, key, project) that a command used, and what it warned of."""
         self.forget()
         result = self.done(*argv.split(), env=env)
-        (name, request), = [(name, request) for name, cloud in self.servers.items()
-                            for request in cloud.requests]
-        key = {KEY: "stored", OTHER_KEY: "other"}[request.headers["authorization"].split()[1]]
+        ((name, request),) = [
+            (name, request)
+            for name, cloud in self.servers.items()
+            for request in cloud.requests
+        ]
+        key = {KEY: "stored", OTHER_KEY: "other"}[
+            request.headers["authorization"].split()[1]
+        ]
         warned = [line for line in result.err.splitlines() if line.startswith("warning: ")]
         return (name, key, request.query.get("project_id")), warned
 
@@ -5941,8 +7703,11 @@ class Variables(CommandCase):
         return {name: value for name, value in self.full.items() if name not in names}
 
     def test_precedence(self):
-        url, key, project = ("LLAMA_CLOUD_BASE_URL", "LLAMA_CLOUD_API_KEY",
-                             "LLAMA_AGENTS_PROJECT_ID")
+        url, key, project = (
+            "LLAMA_CLOUD_BASE_URL",
+            "LLAMA_CLOUD_API_KEY",
+            "LLAMA_AGENTS_PROJECT_ID",
+        )
         get = "deployments get"
         main = ("profile's", "stored", "proj-alpha")
         second = ("profile's", "other", "proj-beta")
@@ -5958,19 +7723,37 @@ class Variables(CommandCase):
             (get, dict(self.full, LLAMACTL_PROFILE="main"), variables, "main"),
             (get, dict(self.full, LLAMA_CLOUD_USE_PROFILE="1"), main, None),
             (get, {"LLAMACTL_PROFILE": "second"}, second, None),
-            (get, {name: "" for name in self.full}, main, None),
-            (get, dict(self.full, LLAMACTL_PROFILE="", LLAMA_CLOUD_USE_PROFILE=""), variables, key),
+            (get, dict.fromkeys(self.full, ""), main, None),
+            (
+                get,
+                dict(self.full, LLAMACTL_PROFILE="", LLAMA_CLOUD_USE_PROFILE=""),
+                variables,
+                key,
+            ),
             (get, dict.fromkeys(["LLAMACTL_PROFILE", key], ""), main, None),
-            (get + " --project proj-alpha", self.full, ("variable's", "other", "proj-alpha"), key),
-            (get + " --project proj-alpha", self.without(project),
-             ("variable's", "other", "proj-alpha"), key),
+            (
+                get + " --project proj-alpha",
+                self.full,
+                ("variable's", "other", "proj-alpha"),
+                key,
+            ),
+            (
+                get + " --project proj-alpha",
+                self.without(project),
+                ("variable's", "other", "proj-alpha"),
+                key,
+            ),
             (get + " --project proj-beta", {}, ("profile's", "stored", "proj-beta"), None),
             (get + " --project proj-alpha", self.without(key, url), main, project),
             (get + " --profile main", self.full, main, None),
             ("--profile second " + get, {}, second, None),
             (get + " --profile main", {"LLAMACTL_PROFILE": "second"}, main, None),
-            (get + " --profile second --project proj-alpha", self.full,
-             ("profile's", "other", "proj-alpha"), None),
+            (
+                get + " --profile second --project proj-alpha",
+                self.full,
+                ("profile's", "other", "proj-alpha"),
+                None,
+            ),
             ("projects get", self.without(project), ("variable's", "other", None), key),
             ("projects get", self.without(url, project), ("default", "other", None), key),
             ("projects get", self.without(key, project), main[:2] + (None,), url),
@@ -6001,16 +7784,33 @@ class Variables(CommandCase):
         for bits in range(16):
             chosen = [name for index, name in enumerate(names) if bits >> index & 1]
             env = {name: self.full.get(name, "main") for name in chosen}
-            for command in ("deployments get", "projects get", "auth status", "organizations get"):
+            for command in (
+                "deployments get",
+                "projects get",
+                "auth status",
+                "organizations get",
+            ):
                 self.call(*command.split(), env=env)
-        for name, key in (("profile's", KEY), ("variable's", OTHER_KEY), ("default", OTHER_KEY)):
+        for name, key in (
+            ("profile's", KEY),
+            ("variable's", OTHER_KEY),
+            ("default", OTHER_KEY),
+        ):
             with self.subTest(server=name):
                 self.assertGreater(len(self.servers[name].requests), 4)
                 self.assertEqual(bearers(self.servers[name].requests) - {"none"}, {key})
 
     def test_state_of_the_store_does_not_matter_to_a_full_credential(self):
         before = self.store_text()
-        for state in ("{", "", "[]", '{"version": 99}', before[:-20], "[" * 100000, "folder"):
+        for state in (
+            "{",
+            "",
+            "[]",
+            '{"version": 99}',
+            before[:-20],
+            "[" * 100000,
+            "folder",
+        ):
             with self.subTest(state=state[:20]):
                 if state == "folder":
                     os.unlink(self.store_path)
@@ -6018,8 +7818,13 @@ class Variables(CommandCase):
                 else:
                     with open(self.store_path, "w") as file:
                         file.write(state)
-                for command in ("deployments get", "projects get", "auth status", "config",
-                                "auth inject --env-file %s/.env" % self.home):
+                for command in (
+                    "deployments get",
+                    "projects get",
+                    "auth status",
+                    "config",
+                    "auth inject --env-file %s/.env" % self.home,
+                ):
                     self.done(*command.split(), env=self.full)
                 self.assertEqual(self.call("deployments", "get").code, 1)
         for folder in ("/proc/nowhere", "/dev/null/x"):
@@ -6030,32 +7835,46 @@ class Variables(CommandCase):
     def test_the_profile_that_is_not_used_is_named(self):
         profiles = self.profiles()
         for current, named, words in (
-                ("main", "", "profile main"), (None, "", "a stored profile"),
-                (None, "second", "profile second"), ("main", "nope", "a stored profile")):
+            ("main", "", "profile main"),
+            (None, "", "a stored profile"),
+            (None, "second", "profile second"),
+            ("main", "nope", "a stored profile"),
+        ):
             with self.subTest(current=current, named=named):
                 self.write_store(profiles, current)
                 env = dict(self.full, LLAMACTL_PROFILE=named)
-                self.assertIn("LLAMA_CLOUD_API_KEY is used instead of %s; " % words,
-                              self.done("deployments", "get", env=env).err)
+                self.assertIn(
+                    "LLAMA_CLOUD_API_KEY is used instead of %s; " % words,
+                    self.done("deployments", "get", env=env).err,
+                )
         self.write_store({})
         self.assertEqual(self.done("deployments", "get", env=self.full).err, "")
 
     def test_changes_say_that_variables_win_anyway(self):
         make_official_store(os.path.join(self.folder, "profiles.db"))
         winning = self.without("LLAMA_CLOUD_BASE_URL")
-        changes = ["auth use main", "projects use proj-alpha", "auth logout second",
-                   "auth token --api-key %s --project proj-beta" % KEY,
-                   "auth login --project proj-alpha", "environments use " + self.url,
-                   "environments add " + self.url,
-                   "environments delete " + llamactl.DEFAULT_API_URL]
+        changes = [
+            "auth use main",
+            "projects use proj-alpha",
+            "auth logout second",
+            "auth token --api-key %s --project proj-beta" % KEY,
+            "auth login --project proj-alpha",
+            "environments use " + self.url,
+            "environments add " + self.url,
+            "environments delete " + llamactl.DEFAULT_API_URL,
+        ]
         if os.path.exists(os.path.join(self.folder, "profiles.db")):
             changes.append("auth import --from-official")
         before = self.store_text()
         for argv in changes:
             for env, warning in (
-                    (winning, "warning: .*LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE"),
-                    ({"LLAMACTL_PROFILE": "main"}, "warning: using profile main .from LLAMACTL_PROFILE."),
-                    (dict(winning, LLAMA_CLOUD_USE_PROFILE="1"), None)):
+                (winning, "warning: .*LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE"),
+                (
+                    {"LLAMACTL_PROFILE": "main"},
+                    "warning: using profile main .from LLAMACTL_PROFILE.",
+                ),
+                (dict(winning, LLAMA_CLOUD_USE_PROFILE="1"), None),
+            ):
                 with self.subTest(argv=argv, env=sorted(env)):
                     with open(self.store_path, "w") as file:
                         file.write(before)
@@ -6067,10 +7886,11 @@ class Variables(CommandCase):
 
     def test_malformed_values(self):
         for name, value, message in (
-                ("LLAMA_CLOUD_BASE_URL", "ftp://x", "http"),
-                ("LLAMA_CLOUD_BASE_URL", "https://user:CANARY@x", "http"),
-                ("LLAMA_AGENTS_PROJECT_ID", "a b", "project"),
-                ("LLAMACTL_PROFILE", "nope", "nope.*main")):
+            ("LLAMA_CLOUD_BASE_URL", "ftp://x", "http"),
+            ("LLAMA_CLOUD_BASE_URL", "https://user:CANARY@x", "http"),
+            ("LLAMA_AGENTS_PROJECT_ID", "a b", "project"),
+            ("LLAMACTL_PROFILE", "nope", "nope.*main"),
+        ):
             with self.subTest(name=name, value=value):
                 env = dict(self.full, **{name: value})
                 if name == "LLAMACTL_PROFILE":
@@ -6080,9 +7900,9 @@ class Variables(CommandCase):
                 self.expect_failure(result, 1 if name == "LLAMACTL_PROFILE" else 2, message)
 
 
-# ==================================================================================================
+# ========================================================================================
 # login: the waits of RFC 8628, the outcomes, and how many requests it all takes
-# ==================================================================================================
+# ========================================================================================
 
 
 class ToldTime:
@@ -6115,7 +7935,11 @@ class Polling(NetworkCase):
     def setUp(self):
         NetworkCase.setUp(self)
         self.told = ToldTime()
-        self.cloud.clock, self.cloud.interval, self.cloud.expires_in = self.told.time, 5, 600
+        self.cloud.clock, self.cloud.interval, self.cloud.expires_in = (
+            self.told.time,
+            5,
+            600,
+        )
         self.patch(SLOW_DOWN=5.0, DEFAULT_INTERVAL=5.0, time=self.told)
         self.waited, countdown = [], llamactl.Terminal.countdown
 
@@ -6129,7 +7953,8 @@ class Polling(NetworkCase):
         self.with_profile()
 
     def log_in(self):
-        """Log in; what came of it, and that what was to be waited was slept, by the second."""
+        """Log in; what came of it, and that what was to be waited was slept, by the
+        second."""
         del self.told.slept[:], self.waited[:]
         result = self.call(*LOGIN)
         self.assertAlmostEqual(sum(self.waited), sum(self.told.slept), 6)
@@ -6154,8 +7979,17 @@ class Polling(NetworkCase):
         self.assertEqual(6, self.cloud.count("POST", TOKEN) + 1)
 
     def test_interval(self):
-        for value, expected in ((2, 2), (7.5, 7.5), (None, 5), (0, 5), (-3, 5), ("2", 5), (True, 5),
-                                ([2], 5), ({}, 5)):
+        for value, expected in (
+            (2, 2),
+            (7.5, 7.5),
+            (None, 5),
+            (0, 5),
+            (-3, 5),
+            ("2", 5),
+            (True, 5),
+            ([2], 5),
+            ({}, 5),
+        ):
             with self.subTest(interval=value):
                 self.cloud.enforce_interval = False
                 self.cloud.device_answer = {"interval": value}
@@ -6170,7 +8004,7 @@ class Polling(NetworkCase):
                 self.assertIn((code, self.waited), [(5, []), (0, [5])])
 
     def test_huge_intervals_end_with_the_code(self):
-        for value in (601, 10 ** 9, 10 ** 25):
+        for value in (601, 10**9, 10**25):
             with self.subTest(interval=value):
                 self.cloud.reset()
                 self.cloud.device_answer = {"interval": value}
@@ -6178,15 +8012,21 @@ class Polling(NetworkCase):
                 self.assertEqual(0, self.cloud.count("POST", TOKEN))
 
     def test_slow_down_thrice_is_for_good(self):
-        self.cloud.token_script = pending(1, "slow_down") + pending() + pending(2, "slow_down")
+        self.cloud.token_script = (
+            pending(1, "slow_down") + pending() + pending(2, "slow_down")
+        )
         self.cloud.device_answer = {"interval": 2}
         self.cloud.pending_polls = 1
         self.assertEqual([2, 7, 7, 12, 17, 17], self.waits())
 
     def test_trouble_doubles_the_wait(self):
-        for kind, options in (("reset", {}), ("close", {}), ("status", {"status": 500}),
-                              ("status", {"status": 503, "body": "<html>"}),
-                              ("status", {"status": 502, "body": "bad gateway"})):
+        for kind, options in (
+            ("reset", {}),
+            ("close", {}),
+            ("status", {"status": 500}),
+            ("status", {"status": 503, "body": "<html>"}),
+            ("status", {"status": 502, "body": "bad gateway"}),
+        ):
             with self.subTest(kind=kind, options=options):
                 self.cloud.reset()
                 self.cloud.fault(TOKEN, kind, 3, **options)
@@ -6197,8 +8037,13 @@ class Polling(NetworkCase):
             self.assertEqual([5, 10, 20], self.waits())
 
     def test_the_end(self):
-        for error, code in (("access_denied", 4), ("expired_token", 4), ("invalid_grant", 1),
-                            ("invalid_request", 1), ("unsupported_grant_type", 1)):
+        for error, code in (
+            ("access_denied", 4),
+            ("expired_token", 4),
+            ("invalid_grant", 1),
+            ("invalid_request", 1),
+            ("unsupported_grant_type", 1),
+        ):
             with self.subTest(error=error):
                 self.cloud.token_script = pending(2) + pending(1, error)
                 self.assertEqual([5, 5, 5], self.waits(code))
@@ -6224,14 +8069,17 @@ class Polling(NetworkCase):
                 self.cloud.reset()
                 self.cloud.token_script = [
                     (status, {"error": error})
-                    for error in ("slow_down", "authorization_pending", "slow_down")]
+                    for error in ("slow_down", "authorization_pending", "slow_down")
+                ]
                 self.assertEqual([5, 10, 10, 15], self.waits())
                 for error in ("access_denied", "expired_token"):
                     self.cloud.token_script = [(status, {"error": error})]
                     self.assertEqual([5], self.waits(4))
 
     def test_a_proxy_that_fails_is_waited_out(self):
-        self.cloud.configuration_overrides = {"token_endpoint": "https://llama.invalid/token"}
+        self.cloud.configuration_overrides = {
+            "token_endpoint": "https://llama.invalid/token"
+        }
         self.cloud.expires_in, self.env["https_proxy"] = 60, self.url
         for status, waited in ((503, [5, 10, 20, 25]), (407, [5])):
             with self.subTest(status=status), unraised_resource_warnings():
@@ -6241,6 +8089,7 @@ class Polling(NetworkCase):
 
     def test_an_access_token_that_expires_meanwhile(self):
         """The user thinks about the project longer than the access token lives."""
+
         def think(request):
             self.told.ahead += 600
 
@@ -6254,7 +8103,8 @@ class Polling(NetworkCase):
 
 
 def hear(cloud, path, before=None, after=None):
-    """Call BEFORE or AFTER with each request to a path that begins so, as it is answered."""
+    """Call BEFORE or AFTER with each request to a path that begins so, as it is
+    answered."""
     real = cloud.answer
 
     def answer(function, request, *segments):
@@ -6272,8 +8122,12 @@ class LoginOutcomes(NetworkCase):
     def test_nobody_known_yet(self):
         result = self.succeeds(*LOGIN)
         profile = self.profiles()["dev@example.com"]
-        self.assertEqual(("oidc", "proj-alpha", "Alpha", "user-1"), tuple(
-            profile[name] for name in ("auth_type", "project_id", "project_name", "sub")))
+        self.assertEqual(
+            ("oidc", "proj-alpha", "Alpha", "user-1"),
+            tuple(
+                profile[name] for name in ("auth_type", "project_id", "project_name", "sub")
+            ),
+        )
         self.assertEqual("dev@example.com", self.stored()[self.url]["current_profile"])
         record = self.cloud.keys[profile["api_key"]]
         self.assertEqual(profile["api_key_id"], record["id"])
@@ -6304,7 +8158,9 @@ class LoginOutcomes(NetworkCase):
                 self.write_store({})
                 result = self.call(*argv)
                 self.assertEqual(2, result.code)
-                error = [line for line in result.err.splitlines() if line.startswith("error: ")]
+                error = [
+                    line for line in result.err.splitlines() if line.startswith("error: ")
+                ]
                 self.assertEqual(1, len(error))
                 for project in ("proj-alpha", "proj-beta"):
                     self.assertIn(project, error[0])
@@ -6313,7 +8169,9 @@ class LoginOutcomes(NetworkCase):
                 self.assertIsNone(profile["project_id"])
                 self.assertIn(profile["api_key"], self.cloud.keys_alive())
                 self.succeeds("projects", "use", "proj-beta")
-                self.assertEqual("proj-beta", self.profiles()["dev@example.com"]["project_id"])
+                self.assertEqual(
+                    "proj-beta", self.profiles()["dev@example.com"]["project_id"]
+                )
 
     def test_no_project_anywhere(self):
         self.cloud.projects = []
@@ -6333,8 +8191,10 @@ class LoginOutcomes(NetworkCase):
         self.assertNotIn("error", result.err)
         profile = self.profiles()["main"]
         self.assertEqual(["main"], list(self.profiles()))
-        self.assertEqual((key, KEY_ID, "proj-beta"), tuple(
-            profile[name] for name in ("api_key", "api_key_id", "project_id")))
+        self.assertEqual(
+            (key, KEY_ID, "proj-beta"),
+            tuple(profile[name] for name in ("api_key", "api_key_id", "project_id")),
+        )
         self.assertNotEqual(old["refresh_token"], profile["refresh_token"])
         self.assertEqual(0, self.cloud.count("POST", API_KEYS))
 
@@ -6404,7 +8264,14 @@ class LoginOutcomes(NetworkCase):
         self.cloud.device_answer = {"device_code": code}
         for form in (code, urllib.parse.quote_plus(code)):
             self.cloud.token_script = [
-                (400, {"error": "invalid_grant", "error_description": "no device_code=" + form})]
+                (
+                    400,
+                    {
+                        "error": "invalid_grant",
+                        "error_description": "no device_code=" + form,
+                    },
+                )
+            ]
             self.assertIn("no device_code=********", self.fails(*LOGIN, code=1))
 
     def test_no_browser_login(self):
@@ -6414,14 +8281,21 @@ class LoginOutcomes(NetworkCase):
         self.error_of(result, 1)
         self.assertIn("hint: llamactl auth token", result.err)
         for status in (400, 404, 501):
-            self.cloud.fault(DISCOVERY, "status", status=status, body={"detail": "no OIDC here"})
+            self.cloud.fault(
+                DISCOVERY, "status", status=status, body={"detail": "no OIDC here"}
+            )
             self.assertIn("no OIDC here", self.fails(*LOGIN, code=1))
         self.assertEqual(before, self.bytes_stored())
 
     def test_client_ids(self):
-        for ids, accepted in (({"cli": "llamactl-cli", "web": "w"}, True),
-                              ({"other": "llamactl-cli"}, True), ({"a": "x", "b": "y"}, False),
-                              ({}, False), (None, False), ({"cli": 7}, False)):
+        for ids, accepted in (
+            ({"cli": "llamactl-cli", "web": "w"}, True),
+            ({"other": "llamactl-cli"}, True),
+            ({"a": "x", "b": "y"}, False),
+            ({}, False),
+            (None, False),
+            ({"cli": 7}, False),
+        ):
             with self.subTest(client_ids=ids):
                 self.write_store({})
                 self.cloud.discovery_overrides = {"client_ids": ids}
@@ -6456,7 +8330,11 @@ class LogoutOfALogin(NetworkCase):
     def test_rotation_reaches_the_disk_before_the_new_token_is_used(self):
         old = self.with_login(expired=True)["refresh_token"]
         on_disk = []
-        hear(self.cloud, API_KEYS, before=lambda request: on_disk.append(self.profiles()["main"]))
+        hear(
+            self.cloud,
+            API_KEYS,
+            before=lambda request: on_disk.append(self.profiles()["main"]),
+        )
         self.logout()
         self.assertEqual(1, len(on_disk))
         self.assertNotEqual(old, on_disk[0]["refresh_token"])
@@ -6477,14 +8355,18 @@ class LogoutOfALogin(NetworkCase):
 
     def test_nobody_is_asked_who_the_provider_is(self):
         self.with_login(expired=True)
-        self.cloud.configuration_overrides = {"issuer": ELSEWHERE, "token_endpoint": ELSEWHERE}
+        self.cloud.configuration_overrides = {
+            "issuer": ELSEWHERE,
+            "token_endpoint": ELSEWHERE,
+        }
         self.cloud.discovery_overrides = {"discovery_url": ELSEWHERE}
         self.logout()
         self.assertEqual([], self.cloud.sent(DISCOVERY) + self.cloud.sent(CONFIGURATION))
         self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
 
     def test_a_login_without_its_provider(self):
-        """Of an older store: its access token may still do; nothing else is sent anywhere."""
+        """Of an older store: its access token may still do; nothing else is sent
+        anywhere."""
         for expired in (False, True):
             for provider in (None, {}, self.pinned(token_endpoint=None)):
                 with self.subTest(expired=expired, provider=provider):
@@ -6499,20 +8381,29 @@ class LogoutOfALogin(NetworkCase):
         token = "rt/CANARY+0123=4567"
         for form in (token, urllib.parse.quote_plus(token)):
             self.with_login(expired=True, refresh_token=token)
-            self.cloud.fault(TOKEN, "status", status=400,
-                             body={"error_description": "no refresh_token=" + form})
+            self.cloud.fault(
+                TOKEN,
+                "status",
+                status=400,
+                body={"error_description": "no refresh_token=" + form},
+            )
             self.assertIn("no refresh_token=********", self.error_of(self.logout(1), 1))
 
     def test_a_rotated_token_that_cannot_be_stored_keeps_no_profile(self):
         self.with_login(expired=True)
-        save, trouble = llamactl.Store.save, [OSError(errno.ENOSPC, "No space left on device")]
+        save, trouble = (
+            llamactl.Store.save,
+            [OSError(errno.ENOSPC, "No space left on device")],
+        )
 
         def full_once(store, data):
             if data["environments"][self.url]["profiles"] and trouble:
                 raise trouble.pop()
             save(store, data)
 
-        with unittest.mock.patch.object(llamactl.Store, "check_writable", llamactl.Store.load):
+        with unittest.mock.patch.object(
+            llamactl.Store, "check_writable", llamactl.Store.load
+        ):
             with unittest.mock.patch.object(llamactl.Store, "save", full_once):
                 self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
         self.assertEqual([], trouble)
@@ -6538,26 +8429,39 @@ class LogoutOfALogin(NetworkCase):
 class RequestCounts(NetworkCase):
     """No request is sent that a command can do without."""
 
-    ONE_LOGIN = ["GET " + DISCOVERY, "GET " + CONFIGURATION, "POST " + DEVICE_CODE, "POST " + TOKEN,
-                 "GET " + PROJECT_LIST]
+    ONE_LOGIN = [
+        "GET " + DISCOVERY,
+        "GET " + CONFIGURATION,
+        "POST " + DEVICE_CODE,
+        "POST " + TOKEN,
+        "GET " + PROJECT_LIST,
+    ]
 
     def test_of_commands(self):
         projects = "GET " + PROJECT_LIST
         for argv, expected in (
-                (TOKEN_BOTH, [projects]), (TOKEN_BOTH + ["--no-verify"], []),
-                (["projects", "get"], [projects]), (["projects", "get", "proj-alpha"], [projects]),
-                (["projects", "use", "proj-beta"], [projects]), (["auth", "status"], [projects]),
-                (["auth", "status", "--offline"], []), (["auth", "get"], []),
-                (["auth", "get", "main", "-o", "json"], []), (["auth", "use", "main"], []),
-                (["config"], []), (["environments", "get"], []),
-                (["environments", "use", self.url], []),
-                (["environments", "add", self.url], ["GET " + VERSION]),
-                (["environments", "add", self.url, "--no-verify"], []),
-                (["organizations", "get"], ["GET " + VERSION, "GET " + ORGANIZATION_LIST]),
-                (["deployments", "get"], ["GET " + CONTROL]),
-                (["deployments", "get", "invoices"], ["GET " + CONTROL + "/invoices"]),
-                (["auth", "inject", "--env-file", os.path.join(self.home, "new.env")], []),
-                (["auth", "logout", "main"], []), (["environments", "delete", self.url], [])):
+            (TOKEN_BOTH, [projects]),
+            (TOKEN_BOTH + ["--no-verify"], []),
+            (["projects", "get"], [projects]),
+            (["projects", "get", "proj-alpha"], [projects]),
+            (["projects", "use", "proj-beta"], [projects]),
+            (["auth", "status"], [projects]),
+            (["auth", "status", "--offline"], []),
+            (["auth", "get"], []),
+            (["auth", "get", "main", "-o", "json"], []),
+            (["auth", "use", "main"], []),
+            (["config"], []),
+            (["environments", "get"], []),
+            (["environments", "use", self.url], []),
+            (["environments", "add", self.url], ["GET " + VERSION]),
+            (["environments", "add", self.url, "--no-verify"], []),
+            (["organizations", "get"], ["GET " + VERSION, "GET " + ORGANIZATION_LIST]),
+            (["deployments", "get"], ["GET " + CONTROL]),
+            (["deployments", "get", "invoices"], ["GET " + CONTROL + "/invoices"]),
+            (["auth", "inject", "--env-file", os.path.join(self.home, "new.env")], []),
+            (["auth", "logout", "main"], []),
+            (["environments", "delete", self.url], []),
+        ):
             with self.subTest(argv=argv):
                 self.start("key")
                 self.succeeds(*argv)
@@ -6572,7 +8476,9 @@ class RequestCounts(NetworkCase):
         self.start("login")
         del self.cloud.keys[self.profiles()["main"]["api_key"]]
         self.succeeds(*LOGIN)
-        self.assertEqual(self.ONE_LOGIN + ["GET " + ME, "POST " + API_KEYS], self.paths_sent())
+        self.assertEqual(
+            self.ONE_LOGIN + ["GET " + ME, "POST " + API_KEYS], self.paths_sent()
+        )
 
     def test_of_logouts(self):
         for how, refresh in (("login", 0), ("expired", 1)):
@@ -6581,7 +8487,9 @@ class RequestCounts(NetworkCase):
                 self.succeeds("auth", "logout", "main")
                 self.assertEqual(
                     ["POST " + TOKEN] * refresh
-                    + ["DELETE %s/%s" % (API_KEYS, KEY_ID), "POST " + REVOKE], self.paths_sent())
+                    + ["DELETE %s/%s" % (API_KEYS, KEY_ID), "POST " + REVOKE],
+                    self.paths_sent(),
+                )
 
     def test_without_organizations(self):
         self.start("key")
@@ -6592,21 +8500,22 @@ class RequestCounts(NetworkCase):
         self.assertEqual(["GET " + VERSION], self.paths_sent())
 
 
-# ==================================================================================================
+# ========================================================================================
 # commands: one class a command: argv, environment, stdin -> exit code, stdout, stderr
-# ==================================================================================================
+# ========================================================================================
 
 
 class AuthToken(CommandCase):
-
     def test_key_and_project_make_a_current_profile_without_a_question(self):
-        result = self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta",
-                           terminal=True)
+        result = self.done(
+            "auth", "token", "--api-key", KEY, "--project", "proj-beta", terminal=True
+        )
         self.assertEqual(result.out, "")
         profile = self.profiles()["llx-wxyz"]
         self.assertEqual(
             (profile["api_key"], profile["project_id"], profile["project_name"]),
-            (KEY, "proj-beta", "Beta"))
+            (KEY, "proj-beta", "Beta"),
+        )
         self.assertEqual(self.stored()[self.url]["current_profile"], "llx-wxyz")
         self.assertEqual(self.requests(), [("GET", LIST_PROJECTS)])
 
@@ -6616,9 +8525,12 @@ class AuthToken(CommandCase):
         fifo = os.path.join(self.home, "fifo")
         os.mkfifo(fifo)
         ways = (
-            (["--api-key", KEY], b""), (["--api-key=" + KEY], b""),
-            (["--api-key", "-"], padded), (["--api-key=-"], padded),
-            (["--api-key-file", "-"], padded), (["--api-key-file", path], b""),
+            (["--api-key", KEY], b""),
+            (["--api-key=" + KEY], b""),
+            (["--api-key", "-"], padded),
+            (["--api-key=-"], padded),
+            (["--api-key-file", "-"], padded),
+            (["--api-key-file", path], b""),
             (["--api-key-file", fifo], b""),
         )
         for way, stdin in ways:
@@ -6640,9 +8552,24 @@ class AuthToken(CommandCase):
         self.key_file(KEY.encode() + b"\n")
         command = 'exec "$0" "$@" 3< key.txt'
         process = subprocess.Popen(
-            ["sh", "-c", command, sys.executable, PROGRAM, "auth", "token", "--api-key-file",
-             "/dev/fd/3", "--project", "proj-alpha"],
-            env=self.env, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            [
+                "sh",
+                "-c",
+                command,
+                sys.executable,
+                PROGRAM,
+                "auth",
+                "token",
+                "--api-key-file",
+                "/dev/fd/3",
+                "--project",
+                "proj-alpha",
+            ],
+            env=self.env,
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         out, err = process.communicate()
         self.assertEqual(self.note(process.returncode, out, err).code, 0)
         self.assertEqual(self.profiles()["llx-wxyz"]["api_key"], KEY)
@@ -6650,37 +8577,69 @@ class AuthToken(CommandCase):
     def test_failures_store_nothing(self):
         self.cloud.add_key(OTHER_KEY, projects=[])
         before = self.store_text()
-        self.failures((
-            ("auth token", 2, "--api-key", "auth token"),
-            ("auth token --project proj-alpha", 2, "--api-key", None),
-            ("auth token --api-key %s" % KEY, 2, "--project.*proj-alpha.*proj-beta", None),
-            ("auth token --api-key llx-CANARY-unknown-key", 4, "401.*req-", "auth token"),
-            ("auth token --api-key %s --project nope" % KEY, 1, "nope.*proj-alpha.*proj-beta",
-             None),
-            ("auth token --api-key %s" % OTHER_KEY, 1, "no project", None),
-            ("auth token --api-key %s --api-key-file x" % KEY, 2, "--api-key-file", None),
-            ("auth token --api-key-file /nowhere/at/all --project p", 1, "/nowhere/at/all", None),
-            ("auth token --api-key %s --no-verify" % KEY, 2, "--project", None),
-            ("auth token --api-key %s --name=-x --project p" % KEY, 2, "--name", None),
-            ("auth token --api-key %s --project a\u00e9" % KEY, 2, "--project", None),
-            ("auth token --api-key", 2, "--api-key", "auth token --help"),
-        ))
+        self.failures(
+            (
+                ("auth token", 2, "--api-key", "auth token"),
+                ("auth token --project proj-alpha", 2, "--api-key", None),
+                (
+                    "auth token --api-key %s" % KEY,
+                    2,
+                    "--project.*proj-alpha.*proj-beta",
+                    None,
+                ),
+                (
+                    "auth token --api-key llx-CANARY-unknown-key",
+                    4,
+                    "401.*req-",
+                    "auth token",
+                ),
+                (
+                    "auth token --api-key %s --project nope" % KEY,
+                    1,
+                    "nope.*proj-alpha.*proj-beta",
+                    None,
+                ),
+                ("auth token --api-key %s" % OTHER_KEY, 1, "no project", None),
+                (
+                    "auth token --api-key %s --api-key-file x" % KEY,
+                    2,
+                    "--api-key-file",
+                    None,
+                ),
+                (
+                    "auth token --api-key-file /nowhere/at/all --project p",
+                    1,
+                    "/nowhere/at/all",
+                    None,
+                ),
+                ("auth token --api-key %s --no-verify" % KEY, 2, "--project", None),
+                ("auth token --api-key %s --name=-x --project p" % KEY, 2, "--name", None),
+                ("auth token --api-key %s --project a\u00e9" % KEY, 2, "--project", None),
+                ("auth token --api-key", 2, "--api-key", "auth token --help"),
+            )
+        )
         self.assertEqual(self.store_text(), before)
 
     def test_what_the_server_says_decides_what_is_stored(self):
         both = ["auth", "token", "--api-key", KEY, "--project", "proj-alpha"]
         for kind, options, code, stored in (
-                ("status", {"status": 401}, 4, False), ("status", {"status": 403}, 4, False),
-                ("status", {"status": 404}, 1, False), ("status", {"status": 500}, 5, False),
-                ("html", {}, 5, False), ("wrong_shape", {}, 5, False),
-                ("silence", {}, 0, True)):
+            ("status", {"status": 401}, 4, False),
+            ("status", {"status": 403}, 4, False),
+            ("status", {"status": 404}, 1, False),
+            ("status", {"status": 500}, 5, False),
+            ("html", {}, 5, False),
+            ("wrong_shape", {}, 5, False),
+            ("silence", {}, 0, True),
+        ):
             with self.subTest(kind=kind, options=options):
                 self.write_store({})
                 self.cloud.reset()
                 self.cloud.fault("*", kind, **options)
                 with self.impatient() if kind == "silence" else contextlib.ExitStack():
                     result = self.call(*both)
-                self.assertEqual((result.code, bool(self.profiles())), (code, stored), result.err)
+                self.assertEqual(
+                    (result.code, bool(self.profiles())), (code, stored), result.err
+                )
                 self.assertEqual("warning: " in result.err, stored)
 
     def test_no_server_at_all(self):
@@ -6694,14 +8653,23 @@ class AuthToken(CommandCase):
         self.assertEqual(self.profiles(), {})
 
     def test_no_verify_sends_nothing(self):
-        self.done("auth", "token", "--api-key", "llx-CANARY-never-seen", "--project", "p",
-                  "--no-verify")
+        self.done(
+            "auth",
+            "token",
+            "--api-key",
+            "llx-CANARY-never-seen",
+            "--project",
+            "p",
+            "--no-verify",
+        )
         self.assertEqual(self.requests(), [])
         self.assertEqual(self.profiles()["llx-seen"]["project_id"], "p")
 
     def test_one_project_is_chosen(self):
-        for argv, project in ((["--org", "org-two"], "proj-beta"),
-                              (["--org", "org-one"], "proj-alpha")):
+        for argv, project in (
+            (["--org", "org-two"], "proj-beta"),
+            (["--org", "org-one"], "proj-alpha"),
+        ):
             self.write_store({})
             self.done("auth", "token", "--api-key", KEY, *argv)
             self.assertEqual(self.profiles()["llx-wxyz"]["project_id"], project)
@@ -6722,36 +8690,54 @@ class AuthToken(CommandCase):
             with self.subTest(verb=verb):
                 other = {"LLAMA_CLOUD_BASE_URL": "https://other.example/"}
                 result = self.call("auth", verb, "--project", "proj-alpha", env=other)
-                self.expect_failure(result, 2, "LLAMA_CLOUD_BASE_URL",
-                                    "environments add https://other.example")
+                self.expect_failure(
+                    result,
+                    2,
+                    "LLAMA_CLOUD_BASE_URL",
+                    "environments add https://other.example",
+                )
         self.assertEqual((self.profiles(), self.requests()), ({}, []))
-        for env in ({"LLAMA_CLOUD_BASE_URL": self.url + "/"},
-                    dict(other, LLAMA_CLOUD_USE_PROFILE="1")):
+        for env in (
+            {"LLAMA_CLOUD_BASE_URL": self.url + "/"},
+            dict(other, LLAMA_CLOUD_USE_PROFILE="1"),
+        ):
             self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha", env=env)
             self.done("auth", "login", "--project", "proj-alpha", env=env)
 
 
 class AuthLogin(CommandCase):
-
     def test_start_prints_what_a_person_needs_and_resume_finishes(self):
         started = load(self.done("auth", "login", "--start", "-o", "JSON").out)
-        self.assertEqual(fields(started), [
-            "verification_uri", "verification_uri_complete", "user_code", "expires_at", "interval"])
+        self.assertEqual(
+            fields(started),
+            [
+                "verification_uri",
+                "verification_uri_complete",
+                "user_code",
+                "expires_at",
+                "interval",
+            ],
+        )
         self.assertIn(started["user_code"], self.cloud.pending())
         self.assertLess(abs(started["expires_at"] - time.time() - 600), 60)
-        for kind, shown in (("text", r"(?m)^user_code +[A-Z]{4}-[A-Z]{4}$"),
-                            ("yaml", r"(?m)^user_code: [A-Z]{4}-[A-Z]{4}$")):
+        for kind, shown in (
+            ("text", r"(?m)^user_code +[A-Z]{4}-[A-Z]{4}$"),
+            ("yaml", r"(?m)^user_code: [A-Z]{4}-[A-Z]{4}$"),
+        ):
             self.assertRegex(self.done("auth", "login", "--start", "-o", kind).out, shown)
         self.assertNotIn("device_code", json.dumps(started))
         self.assertEqual(self.cloud.count("POST", "/oidc/token"), 0)
         self.done("auth", "login", "--resume", "--project", "proj-beta", "--name", "work")
         self.assertEqual(self.profiles()["work"]["project_id"], "proj-beta")
         self.assertEqual(self.rows("auth", "get", "work")["auth_type"], "oidc")
-        self.expect_failure(self.call("auth", "login", "--resume"), 2, "waiting",
-                            "auth login --start")
+        self.expect_failure(
+            self.call("auth", "login", "--resume"), 2, "waiting", "auth login --start"
+        )
 
     def test_start_replaces_what_waited(self):
-        first, second = (self.done("auth", "login", "--start", "-o", "json").out for _ in "12")
+        first, second = (
+            self.done("auth", "login", "--start", "-o", "json").out for _ in "12"
+        )
         self.assertNotEqual(load(first)["user_code"], load(second)["user_code"])
         self.cloud.auto_approve = None
         self.cloud.approve(load(second)["user_code"])
@@ -6760,7 +8746,9 @@ class AuthLogin(CommandCase):
     def test_a_gateway_s_no_leaves_what_waits(self):
         self.done("auth", "login", "--start")
         for status in (403, 404):
-            self.cloud.fault("/oidc/token", "status", status=status, body="<html>Blocked</html>")
+            self.cloud.fault(
+                "/oidc/token", "status", status=status, body="<html>Blocked</html>"
+            )
             self.expect_failure(self.call("auth", "login", "--resume"), 1, str(status))
         self.done("auth", "login", "--resume", "--project", "proj-alpha")
 
@@ -6801,13 +8789,15 @@ class AuthLogin(CommandCase):
             self.assertEqual(" left" in result.err, shown)
 
     def test_failures(self):
-        self.failures((
-            ("auth login --start --resume", 2, "--resume", None),
-            ("auth login -o json", 2, "-o is for --start", None),
-            ("auth login --resume -o yaml", 2, "-o is for --start", None),
-            ("auth login --resume", 2, "waiting", "auth login --start"),
-            ("auth login --name=-x", 2, "--name", None),
-        ))
+        self.failures(
+            (
+                ("auth login --start --resume", 2, "--resume", None),
+                ("auth login -o json", 2, "-o is for --start", None),
+                ("auth login --resume -o yaml", 2, "-o is for --start", None),
+                ("auth login --resume", 2, "waiting", "auth login --start"),
+                ("auth login --name=-x", 2, "--name", None),
+            )
+        )
         self.cloud.browser_login = False
         self.expect_failure(self.call("auth", "login"), 1, "not configured", "auth token")
         self.assertEqual(self.profiles(), {})
@@ -6816,7 +8806,9 @@ class AuthLogin(CommandCase):
         for flags in ((), ("--quiet",)):
             result = self.login("--project", "proj-alpha", *flags)
             self.assertRegex(result.err, self.url + "/oidc/device\n")
-            self.assertRegex(result.err, self.url + r"/oidc/device\?user_code=[A-Z]{4}-[A-Z]{4}\n")
+            self.assertRegex(
+                result.err, self.url + r"/oidc/device\?user_code=[A-Z]{4}-[A-Z]{4}\n"
+            )
             self.assertRegex(result.err, r"(?m)[ ][A-Z]{4}-[A-Z]{4}$")
             self.assertEqual(result.out, "")
 
@@ -6827,48 +8819,70 @@ class AuthLogin(CommandCase):
         self.assertEqual(self.profiles(), {})
 
     def test_an_approval_is_never_wasted_on_a_project(self):
-        for flags, message in (((), "proj-alpha.*proj-beta"),
-                               (("--project", "nope"), "nope.*proj-alpha.*proj-beta")):
+        for flags, message in (
+            ((), "proj-alpha.*proj-beta"),
+            (("--project", "nope"), "nope.*proj-alpha.*proj-beta"),
+        ):
             with self.subTest(flags=flags):
                 self.write_store({})
                 result = self.login(*flags, code=2)
                 self.assertRegex(result.err, "error: .*" + message)
                 self.assertIn("hint: llamactl projects use ID\n", result.err)
                 self.assertIsNone(self.profiles()["dev@example.com"]["project_id"])
-                self.expect_failure(self.call("auth", "inject", "--env-file", "-"), 2,
-                                    "project", "projects use")
-                self.expect_failure(self.call("deployments", "get"), 2, "project", "projects use")
+                self.expect_failure(
+                    self.call("auth", "inject", "--env-file", "-"),
+                    2,
+                    "project",
+                    "projects use",
+                )
+                self.expect_failure(
+                    self.call("deployments", "get"), 2, "project", "projects use"
+                )
                 self.done("projects", "use", "proj-beta")
                 self.assertEqual(self.rows("config")["project_id"], "proj-beta")
 
 
 class AuthGet(CommandCase):
-
     def test_rows(self):
         self.with_profile()
         self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta")
         found = self.rows("auth", "get")
-        self.assertEqual(fields(found), ["name", "api_url", "project_id", "active", "auth_type"])
-        self.assertEqual([list(row.values()) for row in found], [
-            ["llx-wxyz", self.url, "proj-beta", True, "token"],
-            ["main", self.url, "proj-alpha", False, "token"]])
+        self.assertEqual(
+            fields(found), ["name", "api_url", "project_id", "active", "auth_type"]
+        )
+        self.assertEqual(
+            [list(row.values()) for row in found],
+            [
+                ["llx-wxyz", self.url, "proj-beta", True, "token"],
+                ["main", self.url, "proj-alpha", False, "token"],
+            ],
+        )
         self.assertEqual(self.rows("auth", "get", "main"), dict(found[1]))
-        self.assertEqual(self.table("auth", "get"), [
-            ["NAME", "API_URL", "PROJECT_ID", "ACTIVE", "AUTH"],
-            ["llx-wxyz", self.url, "proj-beta", "yes", "token"],
-            ["main", self.url, "proj-alpha", "no", "token"]])
-        self.assertEqual(self.done("auth", "get").out, (
-            "NAME      API_URL{0}  PROJECT_ID  ACTIVE  AUTH\n"
-            "llx-wxyz  {1}  proj-beta   yes     token\n"
-            "main      {1}  proj-alpha  no      token\n"
-        ).format(" " * (len(self.url) - 7), self.url))
+        self.assertEqual(
+            self.table("auth", "get"),
+            [
+                ["NAME", "API_URL", "PROJECT_ID", "ACTIVE", "AUTH"],
+                ["llx-wxyz", self.url, "proj-beta", "yes", "token"],
+                ["main", self.url, "proj-alpha", "no", "token"],
+            ],
+        )
+        self.assertEqual(
+            self.done("auth", "get").out,
+            (
+                "NAME      API_URL{0}  PROJECT_ID  ACTIVE  AUTH\n"
+                "llx-wxyz  {1}  proj-beta   yes     token\n"
+                "main      {1}  proj-alpha  no      token\n"
+            ).format(" " * (len(self.url) - 7), self.url),
+        )
 
     def test_empty(self):
         self.assertEqual(self.done("auth", "get", "-o", "json").out, "[]\n")
         self.assertEqual(self.rows("auth", "get"), [])
         self.expect(self.call("auth", "get"), 0, "", "hint: llamactl auth login\n")
         open(os.path.join(self.folder, "profiles.db"), "w").close()
-        self.expect(self.call("auth", "get"), 0, "", "hint: .*auth import --from-official\n")
+        self.expect(
+            self.call("auth", "get"), 0, "", "hint: .*auth import --from-official\n"
+        )
 
     def test_only_profiles_of_the_current_environment(self):
         self.with_profile()
@@ -6885,18 +8899,26 @@ class AuthGet(CommandCase):
 
 
 class AuthUse(CommandCase):
-
     def test_use(self):
-        self.write_store({"a": {"auth_type": "token", "api_key": KEY, "project_id": "p"},
-                          "b": {"auth_type": "token", "api_key": KEY, "project_id": "q"}}, "a")
+        self.write_store(
+            {
+                "a": {"auth_type": "token", "api_key": KEY, "project_id": "p"},
+                "b": {"auth_type": "token", "api_key": KEY, "project_id": "q"},
+            },
+            "a",
+        )
         self.expect(self.call("auth", "use", "b"), 0, "", "b")
         self.assertEqual(self.stored()[self.url]["current_profile"], "b")
-        self.failures((
-            ("auth use", 2, "NAME.*a, b", None),
-            ("auth use c", 1, "c.*a, b", "auth get"),
-            ("auth use a b", 2, "argument", "auth use --help"),
-        ))
-        self.assertEqual((self.stored()[self.url]["current_profile"], self.requests()), ("b", []))
+        self.failures(
+            (
+                ("auth use", 2, "NAME.*a, b", None),
+                ("auth use c", 1, "c.*a, b", "auth get"),
+                ("auth use a b", 2, "argument", "auth use --help"),
+            )
+        )
+        self.assertEqual(
+            (self.stored()[self.url]["current_profile"], self.requests()), ("b", [])
+        )
 
     def test_another_process_switches_the_environment_meanwhile(self):
         self.with_profile()
@@ -6922,8 +8944,9 @@ class AuthUse(CommandCase):
         self.assertRegex(result.err, "^error: %s has no profile main" % self.url)
 
     def test_nothing_to_use(self):
-        self.failures((("auth use", 4, "not logged in", "auth login"),
-                       ("auth use x", 1, "x", None)))
+        self.failures(
+            (("auth use", 4, "not logged in", "auth login"), ("auth use x", 1, "x", None))
+        )
 
     def test_nothing_to_use_where_no_login_is_needed(self):
         self.write_store({}, requires_auth=False)
@@ -6936,22 +8959,27 @@ class AuthUse(CommandCase):
 
 
 class AuthLogout(CommandCase):
-
     def test_token_profile_goes_without_a_request(self):
         self.with_profile()
-        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b")
+        self.done(
+            "auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b"
+        )
         self.cloud.reset()
         self.done("auth", "logout", "main")
         self.assertEqual(self.stored()[self.url]["current_profile"], "b")
         self.done("auth", "logout", "b")
-        self.assertEqual((self.profiles(), self.stored()[self.url]["current_profile"]), ({}, None))
+        self.assertEqual(
+            (self.profiles(), self.stored()[self.url]["current_profile"]), ({}, None)
+        )
         self.assertEqual(self.requests(), [])
         self.assertNotIn(CANARY, self.store_text())
-        self.failures((
-            ("auth inject --env-file -", 4, "not logged in", "auth login"),
-            ("auth logout b", 1, "b", None),
-            ("auth logout", 4, "not logged in", None),
-        ))
+        self.failures(
+            (
+                ("auth inject --env-file -", 4, "not logged in", "auth login"),
+                ("auth logout b", 1, "b", None),
+                ("auth logout", 4, "not logged in", None),
+            )
+        )
 
     def test_a_profile_that_goes_meanwhile_is_logged_out(self):
         self.with_profile()
@@ -6965,16 +8993,29 @@ class AuthLogout(CommandCase):
 
     def test_choice_is_needed(self):
         self.with_profile()
-        self.failures((("auth logout", 2, "NAME.*main", None),
-                       ("auth logout main --all", 2, "--all", None)))
+        self.failures(
+            (
+                ("auth logout", 2, "NAME.*main", None),
+                ("auth logout main --all", 2, "--all", None),
+            )
+        )
         self.assertEqual(list(self.profiles()), ["main"])
 
     def test_selection_of_other_environments_stays(self):
         self.with_profile()
         first = self.url
         self.done("environments", "add", NOWHERE, "--no-verify")
-        self.done("auth", "token", "--api-key", KEY, "--project", "p", "--no-verify", "--name",
-                  "main")
+        self.done(
+            "auth",
+            "token",
+            "--api-key",
+            KEY,
+            "--project",
+            "p",
+            "--no-verify",
+            "--name",
+            "main",
+        )
         self.done("auth", "logout", "main")
         self.assertEqual(self.stored()[first]["current_profile"], "main")
         self.assertIsNone(self.stored()[NOWHERE]["current_profile"])
@@ -6984,7 +9025,9 @@ class AuthLogout(CommandCase):
         self.done("environments", "add", NOWHERE, "--no-verify")
         self.done("auth", "token", "--api-key", KEY, "--project", "p", "--no-verify")
         self.done("auth", "logout", "--all")
-        self.assertEqual([record["profiles"] for record in self.stored().values()], [{}, {}])
+        self.assertEqual(
+            [record["profiles"] for record in self.stored().values()], [{}, {}]
+        )
         self.assertNotIn(CANARY, self.store_text())
         self.done("auth", "logout", "--all")
 
@@ -6997,8 +9040,11 @@ class AuthLogout(CommandCase):
         self.assertEqual(self.profiles(), {})
 
     def test_a_key_that_may_still_work_is_named(self):
-        for command in ("auth logout dev@example.com", "auth logout --all",
-                        "environments delete " + self.url):
+        for command in (
+            "auth logout dev@example.com",
+            "auth logout --all",
+            "environments delete " + self.url,
+        ):
             with self.subTest(command=command):
                 self.with_profile()
                 self.login("--project", "proj-alpha")
@@ -7012,19 +9058,26 @@ class AuthLogout(CommandCase):
 
 
 class AuthInject(CommandCase):
-
     def lines(self, key=KEY, project="proj-alpha", url=None):
-        return ("LLAMA_CLOUD_API_KEY=%s\nLLAMA_CLOUD_BASE_URL=%s\nLLAMA_AGENTS_PROJECT_ID=%s\n"
-                % (key, url or self.url, project))
+        return (
+            "LLAMA_CLOUD_API_KEY=%s\nLLAMA_CLOUD_BASE_URL=%s\nLLAMA_AGENTS_PROJECT_ID=%s\n"
+            % (key, url or self.url, project)
+        )
 
     def inject(self, *argv, **options):
-        return self.done("auth", "inject", "--env-file", "-", *argv, sings=True, **options).out
+        return self.done(
+            "auth", "inject", "--env-file", "-", *argv, sings=True, **options
+        ).out
 
     def test_where_it_writes(self):
         self.with_profile()
-        self.assertEqual(sorted(self.inject().splitlines()), sorted(self.lines().splitlines()))
+        self.assertEqual(
+            sorted(self.inject().splitlines()), sorted(self.lines().splitlines())
+        )
         self.assertEqual(self.process("auth", "inject").code, 0)
-        self.done("auth", "inject", "--env-file", os.path.join(self.home, "new/folder/x.env"))
+        self.done(
+            "auth", "inject", "--env-file", os.path.join(self.home, "new/folder/x.env")
+        )
         for name in (".env", "new/folder/x.env"):
             with open(os.path.join(self.home, name)) as file:
                 self.assertEqual(file.read(), self.inject())
@@ -7032,36 +9085,48 @@ class AuthInject(CommandCase):
 
     def test_whose_credential(self):
         self.with_profile()
-        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b")
-        variables = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "env-project"}
+        self.done(
+            "auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b"
+        )
+        variables = {
+            "LLAMA_CLOUD_API_KEY": OTHER_KEY,
+            "LLAMA_AGENTS_PROJECT_ID": "env-project",
+        }
         for argv, env, expected in (
-                ([], {}, self.lines(project="proj-beta")),
-                (["--profile", "main"], {}, self.lines()),
-                (["--project", "third"], {}, self.lines(project="third")),
-                ([], variables, self.lines(OTHER_KEY, "env-project", OFFICIAL_URL)),
-                (["--profile", "main"], variables, self.lines()),
-                (["--project", "flag"], variables, self.lines(OTHER_KEY, "flag", OFFICIAL_URL))):
+            ([], {}, self.lines(project="proj-beta")),
+            (["--profile", "main"], {}, self.lines()),
+            (["--project", "third"], {}, self.lines(project="third")),
+            ([], variables, self.lines(OTHER_KEY, "env-project", OFFICIAL_URL)),
+            (["--profile", "main"], variables, self.lines()),
+            (["--project", "flag"], variables, self.lines(OTHER_KEY, "flag", OFFICIAL_URL)),
+        ):
             with self.subTest(argv=argv, env=sorted(env)):
                 found = self.inject(*argv, env=env)
                 self.assertEqual(sorted(found.splitlines()), sorted(expected.splitlines()))
 
     def test_failures(self):
-        self.failures((("auth inject", 4, "not logged in", "auth login"),
-                       ("auth inject --env-file", 2, "--env-file", "auth inject --help")))
+        self.failures(
+            (
+                ("auth inject", 4, "not logged in", "auth login"),
+                ("auth inject --env-file", 2, "--env-file", "auth inject --help"),
+            )
+        )
         self.with_profile(project=None)
-        self.failures((
-            ("auth inject", 2, "project", "projects use"),
-            ("auth inject --profile nope", 1, "nope", None),
-        ))
+        self.failures(
+            (
+                ("auth inject", 2, "project", "projects use"),
+                ("auth inject --profile nope", 1, "nope", None),
+            )
+        )
         self.with_profile(key=None)
         self.failures((("auth inject --env-file -", 4, "API key", None),))
         self.assertEqual(os.listdir(self.home), ["conf"])
 
 
 class AuthStatus(CommandCase):
-
     def values(self, *argv, code=0, env=()):
-        """field -> (value, source), from the text; the same facts stand in JSON and YAML."""
+        """field -> (value, source), from the text; the same facts stand in JSON and
+        YAML."""
         shown = {}
         for kind in ("text", "json", "YAML"):
             result = self.call("auth", "status", "-o", kind, *argv, env=env)
@@ -7087,9 +9152,14 @@ class AuthStatus(CommandCase):
 
     def test_sources(self):
         self.with_profile()
-        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b")
-        full = {"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
-                "LLAMA_CLOUD_BASE_URL": self.url}
+        self.done(
+            "auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b"
+        )
+        full = {
+            "LLAMA_CLOUD_API_KEY": KEY,
+            "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
+            "LLAMA_CLOUD_BASE_URL": self.url,
+        }
         table = (
             ([], {}, "profile", "b", "auth use"),
             (["main"], {}, "profile", "main", "NAME"),
@@ -7103,7 +9173,13 @@ class AuthStatus(CommandCase):
             (["--project", "third"], {}, "project_id", "third", "--project"),
             (["--project", "third"], {}, "project_name", "-", "-"),
             (["--project", "third"], full, "project_id", "third", "--project"),
-            ([], dict(full, LLAMA_CLOUD_BASE_URL=""), "environment", OFFICIAL_URL, "default"),
+            (
+                [],
+                dict(full, LLAMA_CLOUD_BASE_URL=""),
+                "environment",
+                OFFICIAL_URL,
+                "default",
+            ),
             ([], dict(full, LLAMA_CLOUD_USE_PROFILE="1"), "profile", "b", "auth use"),
         )
         for argv, env, name, value, source in table:
@@ -7116,9 +9192,13 @@ class AuthStatus(CommandCase):
         self.values("--offline", code=4)
         self.with_profile()
         self.values(code=0)
-        for found in (self.values("--project", "nope"), (
-                self.with_profile(project="nope"), self.values())[1]):
-            self.assertEqual(found["credential"], ("works", "but it cannot see the project"))
+        for found in (
+            self.values("--project", "nope"),
+            (self.with_profile(project="nope"), self.values())[1],
+        ):
+            self.assertEqual(
+                found["credential"], ("works", "but it cannot see the project")
+            )
         self.with_profile(key="llx-CANARY-rejected-key")
         self.values(code=4)
         self.values("--offline", code=0)
@@ -7139,9 +9219,13 @@ class AuthStatus(CommandCase):
                 bundle = os.path.join(self.home, name + ".pem")
                 found = self.values("--offline", env={name: bundle})
                 self.assertEqual(found["ca_bundle"], (bundle, name))
-        for proxy in ("http://user:pw-CANARY@proxy.example:3128", "user:CANARY@proxy.example:3128",
-                      "http://user:p@CANARY@proxy.example:3128/", "http://proxy.example:3128",
-                      "http://user:p/CANARY@proxy.example:3128"):
+        for proxy in (
+            "http://user:pw-CANARY@proxy.example:3128",
+            "user:CANARY@proxy.example:3128",
+            "http://user:p@CANARY@proxy.example:3128/",
+            "http://proxy.example:3128",
+            "http://user:p/CANARY@proxy.example:3128",
+        ):
             with self.subTest(proxy=proxy):
                 shown = self.values("--offline", env={"https_proxy": proxy})["proxy"][0]
                 self.assertIn("proxy.example:3128", shown)
@@ -7151,39 +9235,58 @@ class AuthStatus(CommandCase):
 
 
 class AuthExec(CommandCase):
-
     def test_the_command_replaces_the_program(self):
         self.with_profile()
         before = sorted(os.listdir(self.folder)), self.store_text()
-        script = ('echo "$$|$LLAMA_CLOUD_API_KEY|$LLAMA_CLOUD_BASE_URL|$LLAMA_AGENTS_PROJECT_ID|'
-                  '${LLAMA_CLOUD_USE_PROFILE-dropped}|$KEPT"; exit 7')
-        process = self.spawn("auth", "exec", "--", "sh", "-c", script,
-                             env={"LLAMA_CLOUD_USE_PROFILE": "1", "KEPT": "kept"})
+        script = (
+            'echo "$$|$LLAMA_CLOUD_API_KEY|$LLAMA_CLOUD_BASE_URL|$LLAMA_AGENTS_PROJECT_ID|'
+            '${LLAMA_CLOUD_USE_PROFILE-dropped}|$KEPT"; exit 7'
+        )
+        process = self.spawn(
+            "auth",
+            "exec",
+            "--",
+            "sh",
+            "-c",
+            script,
+            env={"LLAMA_CLOUD_USE_PROFILE": "1", "KEPT": "kept"},
+        )
         out, err = process.communicate()
         self.assertEqual(self.note(process.returncode, out, err, sings=True).code, 7)
-        self.assertEqual(out.decode(), "|".join(
-            [str(process.pid), KEY, self.url, "proj-alpha", "dropped", "kept"]) + "\n")
+        self.assertEqual(
+            out.decode(),
+            "|".join([str(process.pid), KEY, self.url, "proj-alpha", "dropped", "kept"])
+            + "\n",
+        )
         self.assertEqual((sorted(os.listdir(self.folder)), self.store_text()), before)
         self.assertEqual(os.listdir(self.home), ["conf"])
 
     def test_the_command_dies_of_a_closed_pipe_again(self):
         self.with_profile()
-        result = self.process("auth", "exec", "--", "sh", "-c", "kill -PIPE $$; echo survived")
+        result = self.process(
+            "auth", "exec", "--", "sh", "-c", "kill -PIPE $$; echo survived"
+        )
         self.assertEqual((result.code, result.out), (-signal.SIGPIPE, ""))
 
     def test_its_own_options_end_at_the_dashes(self):
         self.with_profile()
-        self.done("auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b")
-        with unittest.mock.patch.object(os, "execvpe", side_effect=FileNotFoundError) as execute:
+        self.done(
+            "auth", "token", "--api-key", KEY, "--project", "proj-beta", "--name", "b"
+        )
+        with unittest.mock.patch.object(
+            os, "execvpe", side_effect=FileNotFoundError
+        ) as execute:
             with unittest.mock.patch.object(signal, "signal"):
-                for argv, project in ((["--", "env", "--help", "-o", "--"], "proj-beta"),
-                                      (["main", "--", "env"], "proj-alpha"),
-                                      (["--profile", "main", "--quiet", "--", "env"], "proj-alpha"),
-                                      (["main", "--project", "x", "--", "env"], "x")):
+                for argv, project in (
+                    (["--", "env", "--help", "-o", "--"], "proj-beta"),
+                    (["main", "--", "env"], "proj-alpha"),
+                    (["--profile", "main", "--quiet", "--", "env"], "proj-alpha"),
+                    (["main", "--project", "x", "--", "env"], "x"),
+                ):
                     with self.subTest(argv=argv):
                         self.assertEqual(self.call("auth", "exec", *argv).code, 127)
                         program, command, variables = execute.call_args[0]
-                        self.assertEqual(["--"] + command, argv[argv.index("--"):])
+                        self.assertEqual(["--"] + command, argv[argv.index("--") :])
                         self.assertEqual(variables["LLAMA_AGENTS_PROJECT_ID"], project)
 
     def test_failures(self):
@@ -7191,47 +9294,62 @@ class AuthExec(CommandCase):
         plain = os.path.join(self.home, "plain")
         open(plain, "w").close()
         with unittest.mock.patch.object(signal, "signal"):
-            self.failures((
-                ("auth exec", 2, "command", None),
-                ("auth exec --", 2, "command", None),
-                ("auth exec main nope", 2, "argument", None),
-                ("auth exec -- /nowhere/at/all", 127, "/nowhere/at/all", None),
-                ("auth exec -- no-such-command-anywhere", 127, "not found", None),
-                ("auth exec -- " + plain, 126, "plain", None),
-                ("auth exec nope -- env", 1, "nope", None),
-            ))
+            self.failures(
+                (
+                    ("auth exec", 2, "command", None),
+                    ("auth exec --", 2, "command", None),
+                    ("auth exec main nope", 2, "argument", None),
+                    ("auth exec -- /nowhere/at/all", 127, "/nowhere/at/all", None),
+                    ("auth exec -- no-such-command-anywhere", 127, "not found", None),
+                    ("auth exec -- " + plain, 126, "plain", None),
+                    ("auth exec nope -- env", 1, "nope", None),
+                )
+            )
             with open(os.path.join(self.home, "script"), "w") as file:
                 file.write("echo no interpreter is named\n")
             os.chmod(file.name, 0o755)
-            self.failures((
-                ("auth exec -- plain", 126, "plain: ", None),
-                ("auth exec -- script", 126, "script: ", None),
-                ("auth exec -- " + file.name, 126, "script: ", None),
-            ), env={"PATH": self.home})
+            self.failures(
+                (
+                    ("auth exec -- plain", 126, "plain: ", None),
+                    ("auth exec -- script", 126, "script: ", None),
+                    ("auth exec -- " + file.name, 126, "script: ", None),
+                ),
+                env={"PATH": self.home},
+            )
             self.write_store({})
             self.failures((("auth exec -- env", 4, "not logged in", "auth login"),))
 
 
 class Environments(CommandCase):
-
     def test_get(self):
-        self.assertEqual([list(row.items()) for row in self.rows("environments", "get")], [
-            [("api_url", OFFICIAL_URL), ("requires_auth", True), ("active", False)],
-            [("api_url", self.url), ("requires_auth", True), ("active", True)]])
+        self.assertEqual(
+            [list(row.items()) for row in self.rows("environments", "get")],
+            [
+                [("api_url", OFFICIAL_URL), ("requires_auth", True), ("active", False)],
+                [("api_url", self.url), ("requires_auth", True), ("active", True)],
+            ],
+        )
         self.assertEqual(self.rows("environments", "get", self.url + "/")["active"], True)
-        self.assertEqual(self.table("environments", "get")[0],
-                         ["API_URL", "REQUIRES_AUTH", "ACTIVE"])
+        self.assertEqual(
+            self.table("environments", "get")[0], ["API_URL", "REQUIRES_AUTH", "ACTIVE"]
+        )
         shutil.rmtree(self.folder)
-        self.assertEqual([list(row.values()) for row in self.rows("environments", "get")],
-                         [[OFFICIAL_URL, True, True]])
+        self.assertEqual(
+            [list(row.values()) for row in self.rows("environments", "get")],
+            [[OFFICIAL_URL, True, True]],
+        )
 
     def test_add_probes_stores_and_makes_current(self):
         shutil.rmtree(self.folder)
         self.cloud.requires_auth = False
-        self.expect(self.call("environments", "add", self.url.upper() + "/"), 0, "", self.url)
+        self.expect(
+            self.call("environments", "add", self.url.upper() + "/"), 0, "", self.url
+        )
         self.assertEqual(self.requests(), [("GET", VERSION_ENDPOINT)])
-        self.assertEqual(list(self.rows("environments", "get", self.url).values()),
-                         [self.url, False, True])
+        self.assertEqual(
+            list(self.rows("environments", "get", self.url).values()),
+            [self.url, False, True],
+        )
 
     def test_add_of_what_does_not_answer_changes_nothing(self):
         self.expect_failure(self.call("environments", "add", NOWHERE), 5, "refused")
@@ -7242,32 +9360,53 @@ class Environments(CommandCase):
 
     def test_addresses(self):
         for given, stored in (
-                ("HTTP://LocalHost:80/", "http://localhost"),
-                ("https://Llama.Example:443", "https://llama.example"),
-                ("https://llama.example:8443/Path/", "https://llama.example:8443/Path"),
-                ("http://[::1]:8000", "http://[::1]:8000"),
-                ("https://10.0.0.1/", "https://10.0.0.1")):
+            ("HTTP://LocalHost:80/", "http://localhost"),
+            ("https://Llama.Example:443", "https://llama.example"),
+            ("https://llama.example:8443/Path/", "https://llama.example:8443/Path"),
+            ("http://[::1]:8000", "http://[::1]:8000"),
+            ("https://10.0.0.1/", "https://10.0.0.1"),
+        ):
             with self.subTest(given=given):
-                self.expect(self.call("environments", "add", given, "--no-verify"), 0, "",
-                            re.escape(stored))
+                self.expect(
+                    self.call("environments", "add", given, "--no-verify"),
+                    0,
+                    "",
+                    re.escape(stored),
+                )
                 self.assertEqual(self.rows("config")["environment"], stored)
         before = self.store_text()
         self.expect_failure(self.call("environments", "add", ""), 2, "url is empty")
-        for bad in ("llama.example", "ftp://llama.example", "file:///etc/passwd", "https://",
-                    "https://u:p-CANARY@llama.example", "https://llama.example?x=1",
-                    "https://llama.example/#a", "https://llama.example:99999", "https://a b",
-                    "https://llama.example:x", "javascript:alert(1)",
-                    "https://llama.example/?", "https://a\nb.example",
-                    "https://llama.example/$(id)", "https://llama.example/a;b"):
+        for bad in (
+            "llama.example",
+            "ftp://llama.example",
+            "file:///etc/passwd",
+            "https://",
+            "https://u:p-CANARY@llama.example",
+            "https://llama.example?x=1",
+            "https://llama.example/#a",
+            "https://llama.example:99999",
+            "https://a b",
+            "https://llama.example:x",
+            "javascript:alert(1)",
+            "https://llama.example/?",
+            "https://a\nb.example",
+            "https://llama.example/$(id)",
+            "https://llama.example/a;b",
+        ):
             for verb in ("get", "add", "use", "delete"):
                 with self.subTest(bad=bad, verb=verb):
                     self.expect_failure(self.call("environments", verb, bad), 2, "http")
         self.assertEqual((self.store_text(), self.requests()), (before, []))
 
     def test_warnings_of_an_environment(self):
-        for url, plain in (("http://llama.example", True), ("http://127.0.0.2", False),
-                           ("http://localhost:9", False), ("http://[::1]", False),
-                           ("http://localhost.llama.example", True), ("https://a.example", False)):
+        for url, plain in (
+            ("http://llama.example", True),
+            ("http://127.0.0.2", False),
+            ("http://localhost:9", False),
+            ("http://[::1]", False),
+            ("http://localhost.llama.example", True),
+            ("https://a.example", False),
+        ):
             with self.subTest(url=url):
                 result = self.done("environments", "add", url, "--no-verify", "--quiet")
                 self.assertEqual("warning: " in result.err, plain)
@@ -7276,14 +9415,22 @@ class Environments(CommandCase):
         self.done("environments", "use", OFFICIAL_URL)
         self.assertEqual(self.rows("config")["environment"], OFFICIAL_URL)
         self.done("environments", "use", self.url + "/")
-        self.assertEqual((self.rows("config")["environment"], self.requests()), (self.url, []))
-        self.failures((
-            ("environments use", 2, "URL.*%s.*%s" % (OFFICIAL_URL, self.url), None),
-            ("environments use https://nope.example", 1, "https://nope.example",
-             "environments add https://nope.example"),
-            ("environments get https://nope.example", 1, "https://nope.example", None),
-            ("environments add", 2, "URL", "environments add --help"),
-        ))
+        self.assertEqual(
+            (self.rows("config")["environment"], self.requests()), (self.url, [])
+        )
+        self.failures(
+            (
+                ("environments use", 2, "URL.*%s.*%s" % (OFFICIAL_URL, self.url), None),
+                (
+                    "environments use https://nope.example",
+                    1,
+                    "https://nope.example",
+                    "environments add https://nope.example",
+                ),
+                ("environments get https://nope.example", 1, "https://nope.example", None),
+                ("environments add", 2, "URL", "environments add --help"),
+            )
+        )
 
     def test_delete_takes_the_profiles_along(self):
         self.with_profile()
@@ -7295,34 +9442,51 @@ class Environments(CommandCase):
         self.assertEqual(self.rows("config")["environment"], OFFICIAL_URL)
         self.assertNotIn(made, self.cloud.keys_alive())
         self.assertNotIn(CANARY, self.store_text())
-        self.failures((("environments delete", 2, "URL.*" + OFFICIAL_URL, None),
-                       ("environments delete " + self.url, 1, self.url, None)))
+        self.failures(
+            (
+                ("environments delete", 2, "URL.*" + OFFICIAL_URL, None),
+                ("environments delete " + self.url, 1, self.url, None),
+            )
+        )
         self.done("environments", "delete", OFFICIAL_URL)
-        self.assertEqual([row["active"] for row in self.rows("environments", "get")], [True])
+        self.assertEqual(
+            [row["active"] for row in self.rows("environments", "get")], [True]
+        )
 
 
 class Projects(CommandCase):
-
     def test_get(self):
         self.with_profile()
         found = self.rows("projects", "get")
-        self.assertEqual(fields(found), [
-            "project_id", "project_name", "deployment_count", "active", "org_id"])
-        self.assertEqual([list(row.values()) for row in found], [
-            ["proj-alpha", "Alpha", 2, True, "org-one"],
-            ["proj-beta", "Beta", 0, False, "org-two"]])
+        self.assertEqual(
+            fields(found),
+            ["project_id", "project_name", "deployment_count", "active", "org_id"],
+        )
+        self.assertEqual(
+            [list(row.values()) for row in found],
+            [
+                ["proj-alpha", "Alpha", 2, True, "org-one"],
+                ["proj-beta", "Beta", 0, False, "org-two"],
+            ],
+        )
         self.assertEqual(self.rows("projects", "get", "proj-beta"), dict(found[1]))
         self.assertEqual(self.rows("projects", "get", "--org", "org-two"), [dict(found[1])])
-        self.assertEqual(self.table("projects", "get"), [
-            ["NAME", "PROJECT_ID", "DEPLOYMENTS", "ACTIVE", "ORG_ID"],
-            ["Alpha", "proj-alpha", "2", "yes", "org-one"],
-            ["Beta", "proj-beta", "0", "no", "org-two"]])
+        self.assertEqual(
+            self.table("projects", "get"),
+            [
+                ["NAME", "PROJECT_ID", "DEPLOYMENTS", "ACTIVE", "ORG_ID"],
+                ["Alpha", "proj-alpha", "2", "yes", "org-one"],
+                ["Beta", "proj-beta", "0", "no", "org-two"],
+            ],
+        )
 
     def test_missing_members_have_defaults(self):
         self.with_profile()
         self.cloud.projects = [{"project_id": "bare", "project_name": None, "more": [1]}]
-        self.assertEqual(list(self.rows("projects", "get", "bare").values()),
-                         ["bare", "bare", 0, False, "default"])
+        self.assertEqual(
+            list(self.rows("projects", "get", "bare").values()),
+            ["bare", "bare", 0, False, "default"],
+        )
 
     def test_empty_and_missing(self):
         self.with_profile()
@@ -7342,46 +9506,65 @@ class Projects(CommandCase):
     def test_use(self):
         self.with_profile()
         self.expect(self.call("projects", "use", "proj-beta"), 0, "", "Beta")
-        self.assertEqual(list(self.rows("config").values()),
-                         [self.url, "main", "proj-beta", "Beta"])
-        self.failures((
-            ("projects use nope", 1, "nope.*proj-alpha.*proj-beta", None),
-            ("projects use", 2, "with ID: proj-alpha.*proj-beta", None),
-            ("projects use proj-alpha --profile nope", 1, "nope", None),
-            ("projects use proj-alpha --org org-two", 1, "proj-alpha.*proj-beta", None),
-        ))
+        self.assertEqual(
+            list(self.rows("config").values()), [self.url, "main", "proj-beta", "Beta"]
+        )
+        self.failures(
+            (
+                ("projects use nope", 1, "nope.*proj-alpha.*proj-beta", None),
+                ("projects use", 2, "with ID: proj-alpha.*proj-beta", None),
+                ("projects use proj-alpha --profile nope", 1, "nope", None),
+                ("projects use proj-alpha --org org-two", 1, "proj-alpha.*proj-beta", None),
+            )
+        )
         self.assertEqual(self.profiles()["main"]["project_id"], "proj-beta")
         asked = self.done("projects", "use", "--quiet", stdin=b"\n", terminal=True).err
-        self.assertEqual(asked, "    1  Alpha (proj-alpha)\n*   2  Beta (proj-beta)\n"
-                                "Project, by number or name [proj-beta]: ")
+        self.assertEqual(
+            asked,
+            "    1  Alpha (proj-alpha)\n*   2  Beta (proj-beta)\n"
+            "Project, by number or name [proj-beta]: ",
+        )
         self.assertEqual(self.profiles()["main"]["project_id"], "proj-beta")
-        self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha", "--name", "b")
+        self.done(
+            "auth", "token", "--api-key", KEY, "--project", "proj-alpha", "--name", "b"
+        )
         self.done("projects", "use", "proj-alpha", "--profile", "main")
         self.assertEqual(self.profiles()["main"]["project_id"], "proj-alpha")
         self.assertEqual(self.rows("config")["profile"], "b")
 
     def test_nothing_to_use_it_for(self):
-        self.failures((("projects use proj-alpha", 4, "not logged in", "auth login"),
-                       ("projects get", 4, "not logged in", "auth login")))
+        self.failures(
+            (
+                ("projects use proj-alpha", 4, "not logged in", "auth login"),
+                ("projects get", 4, "not logged in", "auth login"),
+            )
+        )
         self.cloud.requires_auth = False
         self.write_store({}, requires_auth=False)
         self.assertEqual(len(self.rows("projects", "get")), 2)
 
 
 class Organizations(CommandCase):
-
     def test_get(self):
         self.with_profile()
         found = self.rows("organizations", "get")
         self.assertEqual(fields(found), ["org_id", "org_name", "is_default", "active"])
-        self.assertEqual([list(row.values()) for row in found],
-                         [["org-one", "Org One", True, True], ["org-two", "Org Two", False, False]])
-        self.assertEqual(self.table("organizations", "get"), [
-            ["NAME", "ORG_ID", "DEFAULT", "ACTIVE"],
-            ["Org One", "org-one", "yes", "yes"], ["Org Two", "org-two", "no", "no"]])
+        self.assertEqual(
+            [list(row.values()) for row in found],
+            [["org-one", "Org One", True, True], ["org-two", "Org Two", False, False]],
+        )
+        self.assertEqual(
+            self.table("organizations", "get"),
+            [
+                ["NAME", "ORG_ID", "DEFAULT", "ACTIVE"],
+                ["Org One", "org-one", "yes", "yes"],
+                ["Org Two", "org-two", "no", "no"],
+            ],
+        )
         self.with_profile(org_id="org-two")
-        self.assertEqual([row["active"] for row in self.rows("organizations", "get")],
-                         [False, True])
+        self.assertEqual(
+            [row["active"] for row in self.rows("organizations", "get")], [False, True]
+        )
 
     def test_server_without_organizations_is_not_asked_for_them(self):
         self.with_profile()
@@ -7391,45 +9574,64 @@ class Organizations(CommandCase):
 
 
 class Config(CommandCase):
-
     def test_values(self):
-        self.assertEqual(list(self.rows("config").items()), [
-            ("environment", self.url), ("profile", None), ("project_id", None),
-            ("project_name", None)])
+        self.assertEqual(
+            list(self.rows("config").items()),
+            [
+                ("environment", self.url),
+                ("profile", None),
+                ("project_id", None),
+                ("project_name", None),
+            ],
+        )
         self.with_profile()
-        self.assertEqual(list(self.rows("config").values()),
-                         [self.url, "main", "proj-alpha", "Alpha"])
-        self.assertEqual(self.table("config"), [
-            ["ENVIRONMENT", "PROFILE", "PROJECT_ID", "PROJECT_NAME"],
-            [self.url, "main", "proj-alpha", "Alpha"]])
+        self.assertEqual(
+            list(self.rows("config").values()), [self.url, "main", "proj-alpha", "Alpha"]
+        )
+        self.assertEqual(
+            self.table("config"),
+            [
+                ["ENVIRONMENT", "PROFILE", "PROJECT_ID", "PROJECT_NAME"],
+                [self.url, "main", "proj-alpha", "Alpha"],
+            ],
+        )
         env = {"LLAMA_CLOUD_API_KEY": OTHER_KEY, "LLAMA_AGENTS_PROJECT_ID": "p"}
-        self.assertEqual(list(self.rows("config", env=env).values()),
-                         [OFFICIAL_URL, None, "p", None])
-        self.assertEqual(self.rows("config", "--profile", "main", env=env)["project_id"],
-                         "proj-alpha")
+        self.assertEqual(
+            list(self.rows("config", env=env).values()), [OFFICIAL_URL, None, "p", None]
+        )
+        self.assertEqual(
+            self.rows("config", "--profile", "main", env=env)["project_id"], "proj-alpha"
+        )
         self.failures((("config --profile nope", 1, "nope.*main", None),))
         self.assertEqual(self.requests(), [])
 
 
 class Deployments(CommandCase):
-
     def setUp(self):
         super().setUp()
         self.with_profile()
 
     def test_values(self):
         invoices = {
-            "name": "invoices", "generate_name": "Invoices",
+            "name": "invoices",
+            "generate_name": "Invoices",
             "spec": {
                 "repo_url": "https://github.com/example/invoices",
-                "deployment_file_path": "llama_deploy.yml", "git_ref": "main",
-                "appserver_version": "0.4.2", "suspended": False,
+                "deployment_file_path": "llama_deploy.yml",
+                "git_ref": "main",
+                "appserver_version": "0.4.2",
+                "suspended": False,
                 "secrets": {"OPENAI_API_KEY": "********", "DATABASE_URL": "********"},
-                "personal_access_token": "********"},
+                "personal_access_token": "********",
+            },
             "status": {
-                "phase": "Running", "git_sha": "0123456789abcdef0123456789abcdef01234567",
-                "apiserver_url": "https://invoices.example.com/", "project_id": "proj-alpha",
-                "warning": None}}
+                "phase": "Running",
+                "git_sha": "0123456789abcdef0123456789abcdef01234567",
+                "apiserver_url": "https://invoices.example.com/",
+                "project_id": "proj-alpha",
+                "warning": None,
+            },
+        }
         found = self.rows("deployments", "get", "invoices")
         self.assertEqual(found, invoices)
         self.assertEqual(fields(found), ["name", "generate_name", "spec", "status"])
@@ -7439,39 +9641,85 @@ class Deployments(CommandCase):
         self.assertEqual([row["name"] for row in both], ["invoices", "chat-bot"])
         spec = dict(both[1]["spec"])
         self.assertFalse(spec.pop("secrets", None))
-        self.assertEqual(spec, {"repo_url": "", "deployment_file_path": ".", "suspended": True})
+        self.assertEqual(
+            spec, {"repo_url": "", "deployment_file_path": ".", "suspended": True}
+        )
         self.assertEqual(both[1]["status"]["git_sha"], None)
 
     def test_text(self):
-        self.assertEqual(self.table("deployments", "get")[:2], [
-            ["NAME", "REPO", "GIT_REF", "PHASE"],
-            ["invoices", "https://github.com/example/invoices", "main", "Running"]])
+        self.assertEqual(
+            self.table("deployments", "get")[:2],
+            [
+                ["NAME", "REPO", "GIT_REF", "PHASE"],
+                ["invoices", "https://github.com/example/invoices", "main", "Running"],
+            ],
+        )
         for kind in ("wide", "WIDE"):
             wide = self.done("deployments", "get", "invoices", "-o", kind).out.splitlines()
-            self.assertEqual([re.split(" {2,}", line) for line in wide], [
-                ["NAME", "REPO", "GIT_REF", "PHASE", "APPSERVER", "GIT_SHA", "APISERVER_URL",
-                 "PROJECT"],
-                ["invoices", "https://github.com/example/invoices", "main", "Running", "0.4.2",
-                 "0123456789abcdef0123456789abcdef01234567", "https://invoices.example.com/",
-                 "proj-alpha"]])
+            self.assertEqual(
+                [re.split(" {2,}", line) for line in wide],
+                [
+                    [
+                        "NAME",
+                        "REPO",
+                        "GIT_REF",
+                        "PHASE",
+                        "APPSERVER",
+                        "GIT_SHA",
+                        "APISERVER_URL",
+                        "PROJECT",
+                    ],
+                    [
+                        "invoices",
+                        "https://github.com/example/invoices",
+                        "main",
+                        "Running",
+                        "0.4.2",
+                        "0123456789abcdef0123456789abcdef01234567",
+                        "https://invoices.example.com/",
+                        "proj-alpha",
+                    ],
+                ],
+            )
 
     def test_older_servers_and_newer_words(self):
-        self.cloud.deployments = [{
-            "id": "old", "name": "Old", "repo_url": "", "deployment_file_path": ".",
-            "project_id": "proj-alpha", "llama_deploy_version": "0.3", "status": "Levitating",
-            "unheard_of": {"of": 1}}]
+        self.cloud.deployments = [
+            {
+                "id": "old",
+                "name": "Old",
+                "repo_url": "",
+                "deployment_file_path": ".",
+                "project_id": "proj-alpha",
+                "llama_deploy_version": "0.3",
+                "status": "Levitating",
+                "unheard_of": {"of": 1},
+            }
+        ]
         found = self.rows("deployments", "get", "old")
-        self.assertEqual((found["generate_name"], found["spec"]["appserver_version"],
-                          found["status"]["phase"]), ("Old", "0.3", "Levitating"))
+        self.assertEqual(
+            (
+                found["generate_name"],
+                found["spec"]["appserver_version"],
+                found["status"]["phase"],
+            ),
+            ("Old", "0.3", "Levitating"),
+        )
 
     def test_names_and_failures(self):
-        self.failures((
-            ("deployments get nope", 1, "404: Deployment nope not found .*req-", None),
-            ("deployments get --project proj-zeta", 1, "403: No access to project proj-zeta", None),
-            ("deployments get ..", 1, "dots", None),
-            ("deployments get -o wider", 2, "wide", None),
-            ("auth get -o wide", 2, "json", None),
-        ))
+        self.failures(
+            (
+                ("deployments get nope", 1, "404: Deployment nope not found .*req-", None),
+                (
+                    "deployments get --project proj-zeta",
+                    1,
+                    "403: No access to project proj-zeta",
+                    None,
+                ),
+                ("deployments get ..", 1, "dots", None),
+                ("deployments get -o wider", 2, "wide", None),
+                ("auth get -o wide", 2, "json", None),
+            )
+        )
         self.call("deployments", "get", "a/b c?d#\u00e9")
         last = self.cloud.requests[-1]
         self.assertEqual(last.path, DEPLOYMENTS_PATH + "/a%2Fb%20c%3Fd%23%C3%A9")
@@ -7480,9 +9728,9 @@ class Deployments(CommandCase):
         self.assertEqual(empty.out, "[]\n")
 
 
-# ==================================================================================================
+# ========================================================================================
 # commands: auth import
-# ==================================================================================================
+# ========================================================================================
 
 
 OFFICIAL_TABLES = (
@@ -7539,31 +9787,60 @@ class ImportWithoutSqliteTest(ImportCase):
 
 
 class ImportTest(ImportCase):
-    LOGIN = json.dumps({
-        "email": "dev@example.com", "user_id": "user-1", "device_name": "laptop",
-        "device_access_token": "at-CANARY-official", "device_refresh_token": "rt-CANARY-official"})
+    LOGIN = json.dumps(
+        {
+            "email": "dev@example.com",
+            "user_id": "user-1",
+            "device_name": "laptop",
+            "device_access_token": "at-CANARY-official",
+            "device_refresh_token": "rt-CANARY-official",
+        }
+    )
     ROWS = (
         ("work", "https://llama.example.com", "proj-alpha", KEY, None, None, "id-1"),
-        ("dev@example.com", "https://llama.example.com", "proj-beta", OTHER_KEY, "key-7", LOGIN,
-         "id-2"),
+        (
+            "dev@example.com",
+            "https://llama.example.com",
+            "proj-beta",
+            OTHER_KEY,
+            "key-7",
+            LOGIN,
+            "id-2",
+        ),
         ("local", "http://localhost:8011", "proj-local", None, None, None, "id-3"),
     )
-    ENVIRONMENTS = (("https://llama.example.com", 1, "0.4.0"), ("http://localhost:8011", 0, None))
-    SETTINGS = (("current_profile", "dev@example.com"),
-                ("current_environment_api_url", "https://llama.example.com"))
+    ENVIRONMENTS = (
+        ("https://llama.example.com", 1, "0.4.0"),
+        ("http://localhost:8011", 0, None),
+    )
+    SETTINGS = (
+        ("current_profile", "dev@example.com"),
+        ("current_environment_api_url", "https://llama.example.com"),
+    )
 
-    def official(self, rows=ROWS, environments=ENVIRONMENTS, settings=SETTINGS,
-                 tables=OFFICIAL_TABLES, journal="delete"):
+    def official(
+        self,
+        rows=ROWS,
+        environments=ENVIRONMENTS,
+        settings=SETTINGS,
+        tables=OFFICIAL_TABLES,
+        journal="delete",
+    ):
         """The official client's database; returns the open connection."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
         database = sqlite3.connect(self.path)
         database.execute("PRAGMA synchronous = off")
-        database.execute("PRAGMA journal_mode = " + journal).fetchall()  # PyPy waits for its end
+        database.execute(
+            "PRAGMA journal_mode = " + journal
+        ).fetchall()  # PyPy waits for its end
         for statement in tables:
             database.execute(statement)
-        for table, content in (("profiles", rows), ("environments", environments),
-                               ("settings", settings)):
+        for table, content in (
+            ("profiles", rows),
+            ("environments", environments),
+            ("settings", settings),
+        ):
             for row in content:
                 marks = ", ".join("?" * len(row))
                 database.execute("INSERT INTO %s VALUES (%s)" % (table, marks), row)
@@ -7576,8 +9853,11 @@ class ImportTest(ImportCase):
 
     def official_files(self):
         """The official client's files; readers of a live log share its index, "-shm"."""
-        return {path: None if path.endswith("-shm") else entry
-                for path, entry in tree(self.home).items() if "profiles.db" in path}
+        return {
+            path: None if path.endswith("-shm") else entry
+            for path, entry in tree(self.home).items()
+            if "profiles.db" in path
+        }
 
     def take_over(self):
         before = self.official_files()
@@ -7601,14 +9881,23 @@ class ImportTest(ImportCase):
         stored = self.stored()
         self.assertEqual(set(stored), {url for url, _, _ in self.ENVIRONMENTS})
         self.assertFalse(stored["http://localhost:8011"]["requires_auth"])
-        expected = {("work", "token", KEY, "proj-alpha"),
-                    ("dev@example.com", "token", OTHER_KEY, "proj-beta"),
-                    ("local", "none", None, "proj-local")}
-        self.assertEqual(expected, {
-            (name, profile["auth_type"], profile.get("api_key"), profile["project_id"])
-            for record in stored.values() for name, profile in record["profiles"].items()})
+        expected = {
+            ("work", "token", KEY, "proj-alpha"),
+            ("dev@example.com", "token", OTHER_KEY, "proj-beta"),
+            ("local", "none", None, "proj-local"),
+        }
+        self.assertEqual(
+            expected,
+            {
+                (name, profile["auth_type"], profile.get("api_key"), profile["project_id"])
+                for record in stored.values()
+                for name, profile in record["profiles"].items()
+            },
+        )
         shown = load(self.call("config", "-o", "json").out)
-        self.assertEqual((shown["environment"], shown["profile"]), (self.url, "dev@example.com"))
+        self.assertEqual(
+            (shown["environment"], shown["profile"]), (self.url, "dev@example.com")
+        )
         self.assertEqual(mode_of(self.store_path), "0o600")
 
     def test_a_login_arrives_without_what_would_end_it(self):
@@ -7617,7 +9906,9 @@ class ImportTest(ImportCase):
         text = file_bytes(self.store_path).decode()
         for word in ("at-CANARY", "rt-CANARY", "key-7", "user-1", "laptop"):
             self.assertNotIn(word, text)
-        with unittest.mock.patch.object(llamactl.Client, "send", side_effect=AssertionError):
+        with unittest.mock.patch.object(
+            llamactl.Client, "send", side_effect=AssertionError
+        ):
             self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
 
     def test_twice_is_the_same_as_once(self):
@@ -7629,16 +9920,25 @@ class ImportTest(ImportCase):
 
     def test_what_is_ours_already_stays(self):
         key = "llx-CANARY-quite-another-one"
-        self.write_store({"work": {"auth_type": "token", "api_key": key, "project_id": "p"},
-                          "mine": {"auth_type": "token", "api_key": OTHER_KEY,
-                                   "project_id": "proj-beta"}}, "work")
+        self.write_store(
+            {
+                "work": {"auth_type": "token", "api_key": key, "project_id": "p"},
+                "mine": {
+                    "auth_type": "token",
+                    "api_key": OTHER_KEY,
+                    "project_id": "proj-beta",
+                },
+            },
+            "work",
+        )
         self.closed()
         for _ in range(2):
             self.assertEqual(self.take_over().code, 0)
             profiles = self.profiles()
             self.assertEqual(sorted(profiles), ["mine", "work", "work-2"])
-            self.assertEqual([profiles[name]["api_key"] for name in ("work", "work-2")],
-                             [key, KEY])
+            self.assertEqual(
+                [profiles[name]["api_key"] for name in ("work", "work-2")], [key, KEY]
+            )
             self.assertEqual(self.stored()[self.url]["current_profile"], "work")
 
     def test_old_databases_have_fewer_columns(self):
@@ -7672,8 +9972,10 @@ class ImportTest(ImportCase):
         result = self.call(*self.IMPORT)
         left = {path for path in tree(self.home) if "profiles.json" not in path}
         self.assertEqual(left, set(before))  # reading made no index beside it
-        self.assertEqual(self.official_files(), {path: entry for path, entry in before.items()
-                                                 if path != self.folder})
+        self.assertEqual(
+            self.official_files(),
+            {path: entry for path, entry in before.items() if path != self.folder},
+        )
         if result.code:
             self.assert_one_error(result, 1, self.path)  # never an import of half the rows
         else:
@@ -7685,7 +9987,9 @@ class ImportTest(ImportCase):
             with open(self.path + "-journal", "wb") as file:
                 file.write(content)
             result = self.take_over()
-            self.assertEqual((result.code, "left by a crash" in result.err), (code, code == 1))
+            self.assertEqual(
+                (result.code, "left by a crash" in result.err), (code, code == 1)
+            )
 
     def test_a_link_to_an_open_database_with_a_write_ahead_log(self):
         link, self.path = self.path, os.path.join(self.home, "real-profiles.db")
@@ -7717,16 +10021,23 @@ class ImportTest(ImportCase):
                 self.assertEqual(len(self.warnings_of(result)), 1, result.err)
 
     def test_rows_without_a_usable_key_or_project_are_left_out(self):
-        self.assert_left_out((
-            ("bad", self.URL, "p", None), ("bad", self.URL, "p", ""),
-            ("bad", self.URL, "p", "two words"), ("bad", self.URL, "p", "llx-CANARY-line\nbreak"),
-            ("bad", self.URL, "p", b"llx-CANARY-bytes"), ("bad", self.URL, None, OTHER_KEY),
-            ("bad", self.URL, b"\xff", OTHER_KEY),
-        ))
+        self.assert_left_out(
+            (
+                ("bad", self.URL, "p", None),
+                ("bad", self.URL, "p", ""),
+                ("bad", self.URL, "p", "two words"),
+                ("bad", self.URL, "p", "llx-CANARY-line\nbreak"),
+                ("bad", self.URL, "p", b"llx-CANARY-bytes"),
+                ("bad", self.URL, None, OTHER_KEY),
+                ("bad", self.URL, b"\xff", OTHER_KEY),
+            )
+        )
 
     def test_a_stored_environment_that_does_not_say_so_requires_auth(self):
-        self.closed(rows=(("bad", self.URL, "p", None, None, None, None), self.ROWS[0]),
-                    environments=())
+        self.closed(
+            rows=(("bad", self.URL, "p", None, None, None, None), self.ROWS[0]),
+            environments=(),
+        )
         self.url = self.URL
         self.write_store({})
         data = load(file_bytes(self.store_path).decode())
@@ -7740,7 +10051,14 @@ class ImportTest(ImportCase):
     def test_rows_without_a_usable_url_are_left_out(self):
         self.assert_left_out(
             ("bad", url, "p", OTHER_KEY)
-            for url in (None, "", "not a URL", "ftp://example.com", b"https://llama.example.com"))
+            for url in (
+                None,
+                "",
+                "not a URL",
+                "ftp://example.com",
+                b"https://llama.example.com",
+            )
+        )
 
     def test_names_and_logins_of_odd_types_do_no_harm(self):
         rows = (
@@ -7767,7 +10085,12 @@ class ImportTest(ImportCase):
     def test_odd_settings_and_environments_do_no_harm(self):
         odd = (None, 7, 1.5, b"\xff", "", "not a URL", "file:///etc/passwd", "\x1b[2J")
         for value in odd:
-            for kind in ("environment", "current environment", "current profile", "version"):
+            for kind in (
+                "environment",
+                "current environment",
+                "current profile",
+                "version",
+            ):
                 with self.subTest(kind=kind, value=value):
                     environments, settings = self.ENVIRONMENTS, self.SETTINGS
                     if kind == "environment":
@@ -7775,10 +10098,14 @@ class ImportTest(ImportCase):
                     elif kind == "version":
                         environments = ((self.URL, value, value),)
                     else:
-                        changed = {"current environment": "current_environment_api_url",
-                                   "current profile": "current_profile"}[kind]
-                        settings = tuple((key, value if key == changed else other)
-                                         for key, other in settings)
+                        changed = {
+                            "current environment": "current_environment_api_url",
+                            "current profile": "current_profile",
+                        }[kind]
+                        settings = tuple(
+                            (key, value if key == changed else other)
+                            for key, other in settings
+                        )
                     self.closed(environments=environments, settings=settings)
                     self.forget()
                     result = self.take_over()
@@ -7790,8 +10117,10 @@ class ImportTest(ImportCase):
     def test_text_that_is_not_utf_8(self):
         self.closed(rows=(self.ROWS[0],))
         database = sqlite3.connect(self.path)
-        database.execute("INSERT INTO profiles SELECT CAST(X'ff41' AS TEXT), api_url, 'q',"
-                         " CAST(X'ff42' AS TEXT), null, null, null FROM profiles")
+        database.execute(
+            "INSERT INTO profiles SELECT CAST(X'ff41' AS TEXT), api_url, 'q',"
+            " CAST(X'ff42' AS TEXT), null, null, null FROM profiles"
+        )
         database.commit()
         database.close()
         result = self.take_over()
@@ -7804,8 +10133,15 @@ class ImportTest(ImportCase):
     def test_what_is_no_database_of_the_official_client(self):
         self.closed()
         whole = file_bytes(self.path)
-        damaged = (b"", b"not a database", b"SQLite format 3\0", b"\0" * 4096,
-                   whole[:100], whole[:4096], whole[:100] + b"\xff" * 8000)
+        damaged = (
+            b"",
+            b"not a database",
+            b"SQLite format 3\0",
+            b"\0" * 4096,
+            whole[:100],
+            whole[:4096],
+            whole[:100] + b"\xff" * 8000,
+        )
         for content in damaged:
             with self.subTest(content[:20]):
                 with open(self.path, "wb") as file:
@@ -7813,10 +10149,16 @@ class ImportTest(ImportCase):
                 self.assert_import_fails(self.path)
         for missing in range(3):
             with self.subTest(missing=missing):
-                tables = OFFICIAL_TABLES[:missing] + OFFICIAL_TABLES[missing + 1:]
-                kept = [content if number != missing else () for number, content in
-                        enumerate((self.ROWS, self.ENVIRONMENTS, self.SETTINGS))]
-                self.closed(tables=tables, rows=kept[0], environments=kept[1], settings=kept[2])
+                tables = OFFICIAL_TABLES[:missing] + OFFICIAL_TABLES[missing + 1 :]
+                kept = [
+                    content if number != missing else ()
+                    for number, content in enumerate(
+                        (self.ROWS, self.ENVIRONMENTS, self.SETTINGS)
+                    )
+                ]
+                self.closed(
+                    tables=tables, rows=kept[0], environments=kept[1], settings=kept[2]
+                )
                 self.assert_import_fails(self.path)
 
     def test_nothing_there(self):
@@ -7835,17 +10177,32 @@ if sqlite3 is None:
     del ImportTest
 
 
-# ==================================================================================================
+# ========================================================================================
 # parser: what all commands share: words, help, keys, names, hostile texts, doing it twice
-# ==================================================================================================
+# ========================================================================================
 
 
 class Words(CommandCase):
-
-    EVERY = ("auth token", "auth login", "auth get", "auth use", "auth logout", "auth inject",
-             "auth status", "auth exec", "auth import", "environments get", "environments add",
-             "environments use", "environments delete", "projects get", "projects use",
-             "organizations get", "config", "deployments get")
+    EVERY = (
+        "auth token",
+        "auth login",
+        "auth get",
+        "auth use",
+        "auth logout",
+        "auth inject",
+        "auth status",
+        "auth exec",
+        "auth import",
+        "environments get",
+        "environments add",
+        "environments use",
+        "environments delete",
+        "projects get",
+        "projects use",
+        "organizations get",
+        "config",
+        "deployments get",
+    )
     GROUPS = ("auth", "environments", "projects", "organizations", "deployments")
 
     def test_help_at_each_level(self):
@@ -7868,27 +10225,41 @@ class Words(CommandCase):
                 self.assertEqual(shown.err, "")
                 self.assertIn("llamactl " + command, shown.out)
                 self.assertEqual(self.done("--help", *command.split()).out, shown.out)
-                self.assertRegex(shown.out, r"(?s)\neverywhere:\n  -h, .*\n\nexamples:\n"
-                                 r"  llamactl %s.*\n\nvariables.*:\n  LLAMA" % command)
+                self.assertRegex(
+                    shown.out,
+                    r"(?s)\neverywhere:\n  -h, .*\n\nexamples:\n"
+                    r"  llamactl %s.*\n\nvariables.*:\n  LLAMA" % command,
+                )
         self.assertEqual(self.done("--version", "--help").out, self.done().out)
 
     def test_help_groups_the_options_and_tells_of_variables_that_count(self):
         shown = self.done("auth", "token", "-h").out
-        self.assertEqual(re.findall(r"(?m)^([a-z]+).*:$", shown)[1:], [
-            "credential", "choice", "everywhere", "examples", "variables"])
-        self.assertRegex(shown, r"(?s)credential:\n  --api-key-file .*\n\nchoice:\n  --project[ ,]")
-        self.assertIn("\n  llamactl auth token --api-key-file /run/secrets/llama --project ID\n",
-                      shown)
-        self.assertIn("\nvariables (no credential is taken from any):\n  LLAMACTL_CONFIG_DIR",
-                      shown)
+        self.assertEqual(
+            re.findall(r"(?m)^([a-z]+).*:$", shown)[1:],
+            ["credential", "choice", "everywhere", "examples", "variables"],
+        )
+        self.assertRegex(
+            shown, r"(?s)credential:\n  --api-key-file .*\n\nchoice:\n  --project[ ,]"
+        )
+        self.assertIn(
+            "\n  llamactl auth token --api-key-file /run/secrets/llama --project ID\n",
+            shown,
+        )
+        self.assertIn(
+            "\nvariables (no credential is taken from any):\n  LLAMACTL_CONFIG_DIR", shown
+        )
         self.assertNotIn("LLAMA_CLOUD", shown)
         self.assertIn("LLAMA_CLOUD_API_KEY ", self.done("deployments", "get", "-h").out)
 
     def test_help_says_why_a_key_on_the_command_line_is_the_worse_way(self):
         text = " ".join(self.done("auth", "token", "-h").out.split())
         self.assertRegex(text, "(?i)--api-key KEY.*(processes|history)")
-        for name in ("LLAMA_CLOUD_API_KEY", "LLAMA_AGENTS_PROJECT_ID", "LLAMA_CLOUD_BASE_URL",
-                     "LLAMA_CLOUD_USE_PROFILE"):
+        for name in (
+            "LLAMA_CLOUD_API_KEY",
+            "LLAMA_AGENTS_PROJECT_ID",
+            "LLAMA_CLOUD_BASE_URL",
+            "LLAMA_CLOUD_USE_PROFILE",
+        ):
             self.assertIn(name, self.done("-h").out)
 
     def test_version(self):
@@ -7898,76 +10269,117 @@ class Words(CommandCase):
             self.assertEqual(shown.err, "")
 
     def test_words_of_older_releases(self):
-        self.failures((
-            ("auth list", 2, "auth list", "llamactl auth get"),
-            ("auth switch", 2, "auth switch", "llamactl auth use"),
-            ("auth switch main", 2, "auth switch", "llamactl auth use"),
-            ("auth env", 2, "auth env", "llamactl environments"),
-            ("auth env add https://a.example", 2, "auth env", "llamactl environments"),
-            ("auth project", 2, "auth project", "llamactl projects use"),
-            ("auth organizations", 2, "auth organizations", "llamactl organizations get"),
-            ("auth destroy", 2, "auth destroy", "llamactl auth logout --all"),
-            ("destroy", 2, "destroy", "llamactl auth logout --all"),
-            ("list", 2, "list", "llamactl auth get"),
-            ("switch main", 2, "switch", "llamactl auth use"),
-            ("env", 2, "env", "llamactl environments get"),
-            ("env list", 2, "env list", "llamactl environments get"),
-            ("project", 2, "project", "llamactl projects use"),
-            ("environments list", 2, "environments list", "llamactl environments get"),
-            ("deployments list", 2, "deployments list", "llamactl deployments get"),
-        ))
+        self.failures(
+            (
+                ("auth list", 2, "auth list", "llamactl auth get"),
+                ("auth switch", 2, "auth switch", "llamactl auth use"),
+                ("auth switch main", 2, "auth switch", "llamactl auth use"),
+                ("auth env", 2, "auth env", "llamactl environments"),
+                ("auth env add https://a.example", 2, "auth env", "llamactl environments"),
+                ("auth project", 2, "auth project", "llamactl projects use"),
+                (
+                    "auth organizations",
+                    2,
+                    "auth organizations",
+                    "llamactl organizations get",
+                ),
+                ("auth destroy", 2, "auth destroy", "llamactl auth logout --all"),
+                ("destroy", 2, "destroy", "llamactl auth logout --all"),
+                ("list", 2, "list", "llamactl auth get"),
+                ("switch main", 2, "switch", "llamactl auth use"),
+                ("env", 2, "env", "llamactl environments get"),
+                ("env list", 2, "env list", "llamactl environments get"),
+                ("project", 2, "project", "llamactl projects use"),
+                ("environments list", 2, "environments list", "llamactl environments get"),
+                ("deployments list", 2, "deployments list", "llamactl deployments get"),
+            )
+        )
 
     def test_commands_of_the_official_client_that_are_not_offered(self):
-        for words in ("serve", "init", "init --template x", "deployments apply",
-                      "deployments create", "deployments apply -f x.yml", "deployments delete x",
-                      "deployments edit x", "deployments logs x", "deployments history",
-                      "deployments update x", "pkg container", "dev validate", "completion",
-                      "config destroy", "config show-db"):
+        for words in (
+            "serve",
+            "init",
+            "init --template x",
+            "deployments apply",
+            "deployments create",
+            "deployments apply -f x.yml",
+            "deployments delete x",
+            "deployments edit x",
+            "deployments logs x",
+            "deployments history",
+            "deployments update x",
+            "pkg container",
+            "dev validate",
+            "completion",
+            "config destroy",
+            "config show-db",
+        ):
             with self.subTest(words=words):
                 self.expect_failure(self.call(*words.split()), 2, "not offered")
 
     def test_mistyped(self):
-        self.failures((
-            ("auth tokn", 2, "auth tokn", "llamactl auth token"),
-            ("auht login", 2, "auht", "llamactl auth login"),
-            ("auth get-all", 2, "auth get-all", "llamactl"),
-            ("auth help", 2, "auth help", "llamactl auth --help"),
-            ("project use", 2, "project use", "llamactl projects use"),
-            ("deployment get", 2, "deployment get", "llamactl deployments get"),
-            ("confg", 2, "confg", "llamactl config"),
-            ("xyzzy", 2, "xyzzy", "llamactl --help"),
-            ("auth get -o xml", 2, "text.*json.*yaml", "auth get --help"),
-            ("auth get -o", 2, "-o", "auth get --help"),
-            ("auth get --nmae x", 2, "--nmae", "auth get --help"),
-            ("auth get a b", 2, "argument", "auth get --help"),
-            ("auth token --proj x", 2, "--proj", "auth token --help"),
-            ("auth inject --env x", 2, "--env", "auth inject --help"),
-            ("auth get --out json", 2, "--out", "auth get --help"),
-            ("--bogus", 2, "--bogus", "llamactl --help"),
-        ))
+        self.failures(
+            (
+                ("auth tokn", 2, "auth tokn", "llamactl auth token"),
+                ("auht login", 2, "auht", "llamactl auth login"),
+                ("auth get-all", 2, "auth get-all", "llamactl"),
+                ("auth help", 2, "auth help", "llamactl auth --help"),
+                ("project use", 2, "project use", "llamactl projects use"),
+                ("deployment get", 2, "deployment get", "llamactl deployments get"),
+                ("confg", 2, "confg", "llamactl config"),
+                ("xyzzy", 2, "xyzzy", "llamactl --help"),
+                ("auth get -o xml", 2, "text.*json.*yaml", "auth get --help"),
+                ("auth get -o", 2, "-o", "auth get --help"),
+                ("auth get --nmae x", 2, "--nmae", "auth get --help"),
+                ("auth get a b", 2, "argument", "auth get --help"),
+                ("auth token --proj x", 2, "--proj", "auth token --help"),
+                ("auth inject --env x", 2, "--env", "auth inject --help"),
+                ("auth get --out json", 2, "--out", "auth get --help"),
+                ("--bogus", 2, "--bogus", "llamactl --help"),
+            )
+        )
 
     def test_an_empty_value_is_none(self):
         self.with_profile()
         before = self.store_text()
         for words, flags in (
-                ("auth get", [""]), ("auth use", [""]), ("auth logout", [""]),
-                ("auth status", [""]), ("auth status", ["--profile", ""]),
-                ("auth exec", ["", "--", "/nowhere"]), ("auth token", ["--api-key", ""]),
-                ("auth token", ["--api-key-file", ""]), ("auth token", ["--project", ""]),
-                ("auth login", ["--name", ""]), ("auth login", ["--org="]),
-                ("auth inject", ["--env-file", ""]), ("environments use", [""]),
-                ("environments add", [""]), ("projects use", [""]), ("projects get", ["--org", ""]),
-                ("config", ["--profile="]), ("deployments get", ["--project", ""])):
+            ("auth get", [""]),
+            ("auth use", [""]),
+            ("auth logout", [""]),
+            ("auth status", [""]),
+            ("auth status", ["--profile", ""]),
+            ("auth exec", ["", "--", "/nowhere"]),
+            ("auth token", ["--api-key", ""]),
+            ("auth token", ["--api-key-file", ""]),
+            ("auth token", ["--project", ""]),
+            ("auth login", ["--name", ""]),
+            ("auth login", ["--org="]),
+            ("auth inject", ["--env-file", ""]),
+            ("environments use", [""]),
+            ("environments add", [""]),
+            ("projects use", [""]),
+            ("projects get", ["--org", ""]),
+            ("config", ["--profile="]),
+            ("deployments get", ["--project", ""]),
+        ):
             with self.subTest(words=words, flags=flags):
-                self.expect_failure(self.call(*words.split() + flags), 2, "is empty",
-                                    "llamactl %s --help" % words)
+                self.expect_failure(
+                    self.call(*words.split() + flags),
+                    2,
+                    "is empty",
+                    "llamactl %s --help" % words,
+                )
         self.assertEqual(self.store_text(), before)
 
     def test_two_profiles_are_not_named_at_once(self):
         self.with_profile()
         self.done("auth", "status", "main", "--profile", "main")
-        self.failures((("auth status main --profile b", 2, "NAME and --profile", None),
-                       ("auth exec main --profile b -- /nowhere", 2, "NAME and --profile", None)))
+        self.failures(
+            (
+                ("auth status main --profile b", 2, "NAME and --profile", None),
+                ("auth exec main --profile b -- /nowhere", 2, "NAME and --profile", None),
+            )
+        )
 
     def test_options_may_stand_before_the_words(self):
         for words, verb in llamactl.COMMANDS.items():
@@ -7975,23 +10387,41 @@ class Words(CommandCase):
                 for flag in flags if flags[0].startswith("-") else ():
                     given = [flag, "config"] if "metavar" in settings else [flag]
                     with self.subTest(words=words, flag=flag):
-                        self.assertEqual(llamactl.split_command(given + words.split()),
-                                         (words, given))
+                        self.assertEqual(
+                            llamactl.split_command(given + words.split()), (words, given)
+                        )
 
     def test_options_that_are_accepted_everywhere(self):
         self.with_profile()
-        lines = ("auth get", "auth use main", "auth inject --env-file %s/.env" % self.home,
-                 "auth status", "environments get", "environments add " + self.url,
-                 "environments use " + self.url, "projects get", "projects use proj-alpha",
-                 "organizations get", "config", "deployments get invoices",
-                 "auth token --api-key %s --project proj-alpha" % KEY, "auth login --start -o json",
-                 "auth logout main", "--version", "")
+        lines = (
+            "auth get",
+            "auth use main",
+            "auth inject --env-file %s/.env" % self.home,
+            "auth status",
+            "environments get",
+            "environments add " + self.url,
+            "environments use " + self.url,
+            "projects get",
+            "projects use proj-alpha",
+            "organizations get",
+            "config",
+            "deployments get invoices",
+            "auth token --api-key %s --project proj-alpha" % KEY,
+            "auth login --start -o json",
+            "auth logout main",
+            "--version",
+            "",
+        )
         for line in lines:
             with self.subTest(line=line):
                 store = self.store_text()
                 plain = self.done(*line.split())
-                for argv in (["--native-tls"] + line.split(), line.split() + ["--native-tls"],
-                             ["--quiet"] + line.split(), line.split() + ["--quiet"]):
+                for argv in (
+                    ["--native-tls"] + line.split(),
+                    line.split() + ["--native-tls"],
+                    ["--quiet"] + line.split(),
+                    line.split() + ["--quiet"],
+                ):
                     with open(self.store_path, "w") as file:
                         file.write(store)
                     result = self.done(*argv)
@@ -8002,17 +10432,26 @@ class Words(CommandCase):
 
     def test_profile_is_accepted_wherever_a_credential_is_used(self):
         self.with_profile()
-        for line in ("auth inject", "auth status", "auth exec -- env", "projects get",
-                     "projects use proj-alpha", "organizations get", "config", "deployments get"):
+        for line in (
+            "auth inject",
+            "auth status",
+            "auth exec -- env",
+            "projects get",
+            "projects use proj-alpha",
+            "organizations get",
+            "config",
+            "deployments get",
+        ):
             with self.subTest(line=line):
                 words = line.split()
-                for argv in (words[:1] + ["--profile", "nope"] + words[1:],
-                             ["--profile=nope"] + words):
+                for argv in (
+                    words[:1] + ["--profile", "nope"] + words[1:],
+                    ["--profile=nope"] + words,
+                ):
                     self.expect_failure(self.call(*argv), 1, "nope.*main")
 
 
 class StraySecrets(CommandCase):
-
     def test_a_secret_in_the_wrong_place_is_not_echoed(self):
         secret, plain = OTHER_KEY, "CANARY-with-no-prefix"
         table = (
@@ -8058,9 +10497,15 @@ class StraySecrets(CommandCase):
 
 
 class MalformedKeys(CommandCase):
-
-    BAD = ("llx-CANARY\nX-Forged: 1", "llx-CANARY with space", "llx-CANARY-\u00e9t\u00e9",
-           "llx-CANARY\x1b[2J", "llx-CANARY\x00", "llx-CANARY\r\ninjected", "llx-CANARY\u2028x")
+    BAD = (
+        "llx-CANARY\nX-Forged: 1",
+        "llx-CANARY with space",
+        "llx-CANARY-\u00e9t\u00e9",
+        "llx-CANARY\x1b[2J",
+        "llx-CANARY\x00",
+        "llx-CANARY\r\ninjected",
+        "llx-CANARY\u2028x",
+    )
 
     def check(self, result, codes=(2,)):
         self.assertIn(result.code, codes, result.err)
@@ -8082,7 +10527,9 @@ class MalformedKeys(CommandCase):
             argv = ["auth", "token", "--api-key", "-"] + project
             self.check(self.call(*argv, stdin=nothing))
         self.check(self.call("auth", "token", "--api-key", "", *project))
-        self.check(self.call("auth", "token", "--api-key", "-", *project, stdin=b"llx-CANARY\xff"))
+        self.check(
+            self.call("auth", "token", "--api-key", "-", *project, stdin=b"llx-CANARY\xff")
+        )
         self.assertEqual(self.profiles(), {})
 
     def test_variable_and_store(self):
@@ -8090,8 +10537,11 @@ class MalformedKeys(CommandCase):
             with self.subTest(bad=bad):
                 if "\x00" not in bad:
                     variable = os.fsdecode(bad.encode())  # as any locale would hand it over
-                    env = {"LLAMA_CLOUD_API_KEY": variable, "LLAMA_AGENTS_PROJECT_ID": "p",
-                           "LLAMA_CLOUD_BASE_URL": self.url}
+                    env = {
+                        "LLAMA_CLOUD_API_KEY": variable,
+                        "LLAMA_AGENTS_PROJECT_ID": "p",
+                        "LLAMA_CLOUD_BASE_URL": self.url,
+                    }
                     self.write_store({})
                     self.check(self.call("deployments", "get", env=env))
                     self.check(self.call("auth", "inject", "--env-file", "-", env=env))
@@ -8103,9 +10553,10 @@ class MalformedKeys(CommandCase):
 
 
 class Names(CommandCase):
-
     def token(self, key, project="proj-alpha", *argv):
-        self.done("auth", "token", "--no-verify", "--api-key", key, "--project", project, *argv)
+        self.done(
+            "auth", "token", "--no-verify", "--api-key", key, "--project", project, *argv
+        )
         return self.stored()[self.url]["current_profile"]
 
     def test_names_of_new_profiles(self):
@@ -8120,18 +10571,28 @@ class Names(CommandCase):
         self.assertEqual(len(self.profiles()), 3)
 
     def test_names_are_safe_and_show_four_characters_at_most(self):
-        for key in ("llx-CANARY-0123456789-$(x)", "llx-CANARY-0123456789`;'\"", "x", "llx-CANARY-*",
-                    "0123456789abcdefghij", "llx-CANARY-0123456789-a-"):
+        for key in (
+            "llx-CANARY-0123456789-$(x)",
+            "llx-CANARY-0123456789`;'\"",
+            "x",
+            "llx-CANARY-*",
+            "0123456789abcdefghij",
+            "llx-CANARY-0123456789-a-",
+        ):
             with self.subTest(key=key):
                 name = self.token(key)
                 self.assertRegex(name, r"\A[A-Za-z0-9][A-Za-z0-9._@+-]*\Z")
                 shown = name[4:] if name.startswith("llx-") else name
-                self.assertFalse(any(key[at:at + 5] in shown for at in range(len(key) - 4)))
+                self.assertFalse(
+                    any(key[at : at + 5] in shown for at in range(len(key) - 4))
+                )
 
     def test_chosen_names(self):
         self.assertEqual(self.token(KEY, "proj-alpha", "--name", "prod"), "prod")
         self.assertEqual(self.token(OTHER_KEY, "proj-beta", "--name", "prod"), "prod")
-        self.assertEqual([profile["api_key"] for profile in self.profiles().values()], [OTHER_KEY])
+        self.assertEqual(
+            [profile["api_key"] for profile in self.profiles().values()], [OTHER_KEY]
+        )
 
     def test_a_login_is_not_replaced_by_a_key(self):
         self.login("--project", "proj-alpha")
@@ -8142,10 +10603,12 @@ class Names(CommandCase):
         self.assertEqual(self.store_text(), before)
 
     def test_names_of_logins(self):
-        for person, name in (({"email": "a@example.com"}, "a@example.com"),
-                             ({"sub": "user|7", "email": None}, "user-7"),
-                             ({"sub": "u8", "email": "$(reboot)@x y"}, "reboot-@x-y"),
-                             ({"sub": "u9", "email": "a@example.com"}, "a@example.com-2")):
+        for person, name in (
+            ({"email": "a@example.com"}, "a@example.com"),
+            ({"sub": "user|7", "email": None}, "user-7"),
+            ({"sub": "u8", "email": "$(reboot)@x y"}, "reboot-@x-y"),
+            ({"sub": "u9", "email": "a@example.com"}, "a@example.com-2"),
+        ):
             with self.subTest(person=person):
                 self.cloud.auto_approve = person
                 self.login("--project", "proj-alpha")
@@ -8156,14 +10619,20 @@ class Names(CommandCase):
         self.expect_failure(empty, 2, "name is empty", "auth token --help")
         for name in (" ", "-x", "a\nb", "a\x1b[2J", "\u202ea", " a"):
             with self.subTest(name=name):
-                result = self.call("auth", "token", "--api-key", KEY, "--project", "proj-alpha",
-                                   "--name=" + name)
+                result = self.call(
+                    "auth",
+                    "token",
+                    "--api-key",
+                    KEY,
+                    "--project",
+                    "proj-alpha",
+                    "--name=" + name,
+                )
                 self.expect_failure(result, 2, "--name")
         self.assertEqual(self.profiles(), {})
 
 
 class HostileTexts(CommandCase):
-
     def setUp(self):
         super().setUp()
         self.with_profile()
@@ -8171,10 +10640,19 @@ class HostileTexts(CommandCase):
             project["project_name"] = HOSTILE
         for organization in self.cloud.organizations:
             organization["org_name"] = HOSTILE
-        self.cloud.deployments = [dict(
-            self.cloud.deployments[0], display_name=HOSTILE, repo_url=HOSTILE, git_ref=HOSTILE,
-            status=HOSTILE, warning=HOSTILE, apiserver_url=HOSTILE, appserver_version=HOSTILE,
-            secret_names=[HOSTILE])]
+        self.cloud.deployments = [
+            dict(
+                self.cloud.deployments[0],
+                display_name=HOSTILE,
+                repo_url=HOSTILE,
+                git_ref=HOSTILE,
+                status=HOSTILE,
+                warning=HOSTILE,
+                apiserver_url=HOSTILE,
+                appserver_version=HOSTILE,
+                secret_names=[HOSTILE],
+            )
+        ]
 
     def assert_harmless(self, text, lines=None):
         self.assertIsNone(UNSHOWN.search(text), ascii(text))
@@ -8182,8 +10660,13 @@ class HostileTexts(CommandCase):
             self.assertEqual(len(text.splitlines()), lines, text)
 
     def test_tables(self):
-        for argv, lines in (("projects get", 3), ("organizations get", 3), ("deployments get", 2),
-                            ("deployments get -o wide", 2), ("deployments get invoices", 2)):
+        for argv, lines in (
+            ("projects get", 3),
+            ("organizations get", 3),
+            ("deployments get", 2),
+            ("deployments get -o wide", 2),
+            ("deployments get invoices", 2),
+        ):
             with self.subTest(argv=argv):
                 result = self.done(*argv.split())
                 self.assert_harmless(result.out, lines)
@@ -8196,7 +10679,9 @@ class HostileTexts(CommandCase):
                 for kind in ("json", "yaml"):
                     self.assert_harmless(self.done(*argv.split() + ["-o", kind]).out)
                 self.rows(*argv.split())
-        self.assertEqual(self.rows("projects", "get", "proj-alpha")["project_name"], HOSTILE)
+        self.assertEqual(
+            self.rows("projects", "get", "proj-alpha")["project_name"], HOSTILE
+        )
 
     def test_notices_and_stored_names(self):
         self.assert_harmless(self.done("projects", "use", "proj-beta").err, 1)
@@ -8206,8 +10691,11 @@ class HostileTexts(CommandCase):
         self.assert_harmless(self.call("projects", "use").err, 1)
 
     def test_codes_and_addresses_of_a_login(self):
-        self.cloud.device_answer = {"user_code": HOSTILE, "verification_uri": HOSTILE,
-                                    "verification_uri_complete": HOSTILE}
+        self.cloud.device_answer = {
+            "user_code": HOSTILE,
+            "verification_uri": HOSTILE,
+            "verification_uri_complete": HOSTILE,
+        }
         self.cloud.token_script = [(400, {"error": "access_denied"})]
         self.assert_harmless(self.call("auth", "login").err, 5)
         self.assert_harmless(self.done("auth", "login", "--start").out, 6)
@@ -8215,21 +10703,36 @@ class HostileTexts(CommandCase):
     def test_lone_surrogates(self):
         self.cloud.projects[0]["project_name"] = "a\ud800z"
         self.assertIn("a\ufffdz", self.done("projects", "get").out)
-        self.assertEqual(self.rows("projects", "get", "proj-alpha")["project_name"], "a\ufffdz")
+        self.assertEqual(
+            self.rows("projects", "get", "proj-alpha")["project_name"], "a\ufffdz"
+        )
 
     def test_errors(self):
-        for body in ({"detail": HOSTILE}, {"detail": [{"loc": [HOSTILE], "msg": HOSTILE}]},
-                     {"error": HOSTILE}, HOSTILE, {"detail": {"a": [HOSTILE]}}, [HOSTILE]):
+        for body in (
+            {"detail": HOSTILE},
+            {"detail": [{"loc": [HOSTILE], "msg": HOSTILE}]},
+            {"error": HOSTILE},
+            HOSTILE,
+            {"detail": {"a": [HOSTILE]}},
+            [HOSTILE],
+        ):
             for status in (400, 401, 422, 500):
                 with self.subTest(body=body, status=status):
                     self.cloud.reset()
                     self.cloud.fault("*", "status", status=status, body=body, times=9)
                     result = self.call("projects", "get")
-                    self.expect_failure(result, {401: 4, 500: 5}.get(status, 1), str(status))
+                    self.expect_failure(
+                        result, {401: 4, 500: 5}.get(status, 1), str(status)
+                    )
                     self.assert_harmless(result.err)
 
     def test_project_ids(self):
-        for bad in (HOSTILE, "a b", "\u00e9", "x\nLLAMA_CLOUD_BASE_URL=https://evil.example"):
+        for bad in (
+            HOSTILE,
+            "a b",
+            "\u00e9",
+            "x\nLLAMA_CLOUD_BASE_URL=https://evil.example",
+        ):
             with self.subTest(bad=bad):
                 self.cloud.projects = [{"project_id": bad, "project_name": "x"}]
                 before = self.store_text()
@@ -8244,11 +10747,22 @@ class HostileTexts(CommandCase):
         for project in self.cloud.projects:
             project["project_name"] = echo
         self.cloud.deployments[0].update(
-            display_name=echo, repo_url=echo, git_ref=echo, status=echo, warning=echo,
-            secret_names=[KEY])
-        for argv in ("projects get", "projects get -o json", "projects get -o yaml",
-                     "deployments get", "deployments get -o wide", "deployments get -o json",
-                     "deployments get -o yaml"):
+            display_name=echo,
+            repo_url=echo,
+            git_ref=echo,
+            status=echo,
+            warning=echo,
+            secret_names=[KEY],
+        )
+        for argv in (
+            "projects get",
+            "projects get -o json",
+            "projects get -o yaml",
+            "deployments get",
+            "deployments get -o wide",
+            "deployments get -o json",
+            "deployments get -o yaml",
+        ):
             with self.subTest(argv=argv):
                 result = self.done(*argv.split())
                 self.assertIn("key ******** of ********", result.out)
@@ -8261,8 +10775,9 @@ class HostileTexts(CommandCase):
                 self.cloud.fault("*", "status", status=status, body=body, times=3)
                 self.call("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
                 self.cloud.reset()
-        self.cloud.fault("*", "status", status=400, body={"detail": echo},
-                         headers={"x-request-id": KEY})
+        self.cloud.fault(
+            "*", "status", status=400, body={"detail": echo}, headers={"x-request-id": KEY}
+        )
         self.assertIn("(request ********)", self.call("projects", "get").err)
         self.cloud.fault("*", "redirect", to="https://evil.example/" + KEY)
         self.expect_failure(self.call("projects", "get"), 1, r"\*{8}")
@@ -8273,16 +10788,17 @@ class HostileTexts(CommandCase):
     def test_a_text_that_is_cut_leaves_no_part_of_an_echoed_secret(self):
         key = "CANARY-of-a-key-in-words-that-hyphens-part"
         self.with_profile(key=key)
-        parts = [key[start:start + 8] for start in range(len(key) - 7)]
+        parts = [key[start : start + 8] for start in range(len(key) - 7)]
         for offset in range(200, 311, 3):
             for filler in ("word " * 62, "a-b-" * 78, " " * 311):
                 echo = filler[:offset] + key + " and more" * 40
                 path = echo.replace(" ", "/")
                 for kind, options in (
-                        ("status", {"status": 400, "body": {"detail": echo}}),
-                        ("status", {"status": 400, "headers": {"x-request-id": echo}}),
-                        ("redirect", {"to": "https://evil.example/" + path}),
-                        ("redirect", {"to": "ftp://evil.example/" + path})):
+                    ("status", {"status": 400, "body": {"detail": echo}}),
+                    ("status", {"status": 400, "headers": {"x-request-id": echo}}),
+                    ("redirect", {"to": "https://evil.example/" + path}),
+                    ("redirect", {"to": "ftp://evil.example/" + path}),
+                ):
                     with self.subTest(offset=offset, filler=filler[:4], kind=kind):
                         self.cloud.fault("*", kind, **options)
                         result = self.call("projects", "get")
@@ -8295,10 +10811,15 @@ class Twice(CommandCase):
 
     def test_each_command(self):
         path = os.path.join(self.home, ".env")
-        for line in ("environments add " + self.url, "environments use " + self.url,
-                     "auth token --api-key %s --project proj-alpha" % KEY,
-                     "auth token --api-key %s --project proj-beta --name prod" % KEY,
-                     "auth use prod", "projects use proj-alpha", "auth inject --env-file " + path):
+        for line in (
+            "environments add " + self.url,
+            "environments use " + self.url,
+            "auth token --api-key %s --project proj-alpha" % KEY,
+            "auth token --api-key %s --project proj-beta --name prod" % KEY,
+            "auth use prod",
+            "projects use proj-alpha",
+            "auth inject --env-file " + path,
+        ):
             with self.subTest(line=line):
                 self.done(*line.split())
                 store = self.store_text()
@@ -8317,9 +10838,9 @@ class Twice(CommandCase):
         self.assertEqual(self.cloud.count("POST", "/api/v1/api-keys"), 1)
 
 
-# ==================================================================================================
+# ========================================================================================
 # the README, typed from top to bottom; the demo; the package
-# ==================================================================================================
+# ========================================================================================
 
 SANDBOX_URL = "http://127.0.0.1:8000"
 
@@ -8340,11 +10861,15 @@ def console_blocks(text):
 
 def as_pattern(lines):
     """Lines of a README as a regular expression, in which `...` is anything."""
-    return "".join(r"\S*".join(map(re.escape, line.split("..."))) + "\n" for line in lines) + r"\Z"
+    return (
+        "".join(r"\S*".join(map(re.escape, line.split("..."))) + "\n" for line in lines)
+        + r"\Z"
+    )
 
 
 def stand_in_on_a_port_as_wide():
-    """The sandbox's stand-in on a port of four digits, so that tables are as wide as shown."""
+    """The sandbox's stand-in on a port of four digits, so that tables are as wide as
+    shown."""
     for port in random.sample(range(8001, 9999), 50):
         with contextlib.suppress(OSError):
             return StandIn(sandbox_cloud(), port=port).start()
@@ -8363,7 +10888,8 @@ class Readme(Case):
         return True  # a README shows where keys come to lie
 
     def sandbox(self):
-        """The stand-in as `sandbox` sets it up, and a shell's environment with `llamactl`."""
+        """The stand-in as `sandbox` sets it up, and a shell's environment with
+        `llamactl`."""
         stand_in = stand_in_on_a_port_as_wide()
         self.addCleanup(stand_in.stop)
         tools = os.path.join(self.home, "bin")
@@ -8388,8 +10914,13 @@ class Readme(Case):
                 lines = [line.replace(SANDBOX_URL, stand_in.url) for line in expected]
                 with self.subTest(command=command):
                     shell = subprocess.Popen(
-                        ["sh", "-c", command], env=self.env, cwd=self.home,
-                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                        ["sh", "-c", command],
+                        env=self.env,
+                        cwd=self.home,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                    )
                     shown = shell.communicate(timeout=30)[0].decode("utf-8")
                     self.assertRegex(shown, as_pattern(lines))
                     failed = any(line.startswith("error: ") for line in lines)
@@ -8397,8 +10928,10 @@ class Readme(Case):
 
     def test_the_first_commands_are_the_demo_and_the_tests(self):
         screen = "\n".join(self.text.splitlines()[:60])
-        for command in ("python3 test_llamactl.py demo",
-                        "python3 test_llamactl.py           # all tests"):
+        for command in (
+            "python3 test_llamactl.py demo",
+            "python3 test_llamactl.py           # all tests",
+        ):
             self.assertIn(command, screen)
 
     def test_it_is_no_longer_than_the_house_allows(self):
@@ -8409,20 +10942,29 @@ class Readme(Case):
             self.assertTrue("llamactl " + words in self.text, words)
         for code in (0, 1, 2, 4, 5, 130):
             self.assertTrue(re.search(r"(?m)^\| %d +\|" % code, self.text), code)
-        for variable in ("LLAMA_CLOUD_API_KEY", "LLAMA_AGENTS_PROJECT_ID", "LLAMA_CLOUD_BASE_URL",
-                         "LLAMA_CLOUD_USE_PROFILE", "LLAMACTL_PROFILE", "LLAMACTL_CONFIG_DIR"):
+        for variable in (
+            "LLAMA_CLOUD_API_KEY",
+            "LLAMA_AGENTS_PROJECT_ID",
+            "LLAMA_CLOUD_BASE_URL",
+            "LLAMA_CLOUD_USE_PROFILE",
+            "LLAMACTL_PROFILE",
+            "LLAMACTL_CONFIG_DIR",
+        ):
             self.assertTrue(variable in self.text, variable)
         self.assertTrue("/v%s/" % llamactl.__version__ in self.text, "the pinned tag")
 
     def test_the_table_of_attacks_counts_rightly(self):
         rows = dict(re.findall(r"(?m)^\| ([^|:]+)[^|]*\| ([^|]+) \|", self.text))
-        cases = len(ENDPOINTS) * (len(FAST_FAULTS) + len(SLOW_FAULTS) + 1)  # 1: https to http
+        cases = len(ENDPOINTS) * (
+            len(FAST_FAULTS) + len(SLOW_FAULTS) + 1
+        )  # 1: https to http
         self.assertEqual(rows["network"], "%d" % cases)
         documents = sum(1 for _ in yaml_samples())
         self.assertEqual(rows["YAML"], "{:,} documents".format(documents))
 
     def test_the_checksum_is_this_file_s(self):
         import hashlib
+
         with open(os.path.join(HERE, "llamactl.py"), "rb") as file:
             digest = hashlib.sha256(file.read()).hexdigest()
         self.assertTrue(digest in self.text, "the README should name " + digest)
@@ -8432,13 +10974,25 @@ class Demo(Case):
     def test_it_shows_the_whole_job(self):
         before = os.times()
         process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "demo"], stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, env=dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM))
+            [sys.executable, os.path.abspath(__file__), "demo"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM),
+        )
         shown = process.communicate(timeout=120)[0].decode("utf-8")
         after = os.times()
         self.assertEqual(process.returncode, 0, shown)
-        for words in ("auth login", "auth get", "projects use", "auth inject", "auth logout",
-                      "auth exec", "auth status", "auth login --resume", "python3 - auth token"):
+        for words in (
+            "auth login",
+            "auth get",
+            "projects use",
+            "auth inject",
+            "auth logout",
+            "auth exec",
+            "auth status",
+            "auth login --resume",
+            "python3 - auth token",
+        ):
             self.assertIn("$ llamactl " + words if words[0] != "p" else words, shown)
         # of its own time: what else this machine does meanwhile is not the demo's
         took = after.children_user + after.children_system
@@ -8450,19 +11004,28 @@ class Demo(Case):
 class Sandbox(Case):
     def test_it_says_what_to_type_and_that_works(self):
         sandbox = subprocess.Popen(
-            [sys.executable, "-u", os.path.abspath(__file__), "sandbox"], stdout=subprocess.PIPE,
+            [sys.executable, "-u", os.path.abspath(__file__), "sandbox"],
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM, TMPDIR=self.home))
+            env=dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM, TMPDIR=self.home),
+        )
         try:
             said = ""
             while "llamactl auth login" not in said:
                 line = sandbox.stdout.readline().decode("utf-8")
                 self.assertTrue(line, said)
                 said += line
-            script = "\n".join(re.findall("(?m)^  (.*)$", said)).replace("alias llamactl=", "run=")
+            script = "\n".join(re.findall("(?m)^  (.*)$", said)).replace(
+                "alias llamactl=", "run="
+            )
             script = script.replace("\nllamactl", "\n$run") + " --project proj-alpha"
-            shell = subprocess.Popen(["sh", "-e", "-c", script], env=self.env, cwd=self.home,
-                                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            shell = subprocess.Popen(
+                ["sh", "-e", "-c", script],
+                env=self.env,
+                cwd=self.home,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
             shown = shell.communicate(timeout=30)[0].decode("utf-8")
         finally:
             sandbox.send_signal(signal.SIGINT)
@@ -8473,9 +11036,9 @@ class Sandbox(Case):
         self.assertIn("logged in as dev@example.com", shown)
 
 
-# ==================================================================================================
+# ========================================================================================
 # demo, sandbox, bench
-# ==================================================================================================
+# ========================================================================================
 
 
 def sandbox_cloud():
@@ -8487,7 +11050,8 @@ def sandbox_cloud():
 
 
 class Show:
-    """Commands as a user types them, each a process of its own, printed with what it printed."""
+    """Commands as a user types them, each a process of its own, printed with what it
+    printed."""
 
     def __init__(self, home, url):
         self.home, self.url, self.count = home, url, 0
@@ -8498,10 +11062,18 @@ class Show:
         return self.shown("llamactl " + words, command, code, env)
 
     def shown(self, line, command, code=0, env=(), stdin=None):
-        print("\n$ " + "".join("%s=%s " % pair for pair in dict(env).items()) + line, flush=True)
+        print(
+            "\n$ " + "".join("%s=%s " % pair for pair in dict(env).items()) + line,
+            flush=True,
+        )
         process = subprocess.Popen(
-            command, cwd=self.home, env=dict(self.env, **dict(env)),
-            stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            command,
+            cwd=self.home,
+            env=dict(self.env, **dict(env)),
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         text = process.communicate(timeout=30)[0].decode("utf-8")
         print(text, end="", flush=True)
         self.count += 1
@@ -8522,13 +11094,17 @@ def demo():
             demo_leave(show)
     finally:
         remove_tree(home)
-    print("\n%d commands in %.1f s, all as they should be" % (
-        show.count, time.monotonic() - started))
+    print(
+        "\n%d commands in %.1f s, all as they should be"
+        % (show.count, time.monotonic() - started)
+    )
     return 0
 
 
 def demo_main_job(show):
-    print("# Log in with a browser anywhere (the stand-in approves by itself), choose, hand over.")
+    print(
+        "# Log in with a browser anywhere (here the stand-in approves), choose, hand over."
+    )
     show.run("environments add " + show.url)
     show.run("auth login --project proj-alpha")
     show.run("auth get")
@@ -8544,15 +11120,36 @@ def demo_machines(show):
     with open(os.path.join(show.home, "key.txt"), "w") as file:
         file.write("llx-sandbox-0123456789-demo\n")
     with open(PROGRAM, "rb") as program:
-        show.shown("cat llamactl.py | python3 - auth token --api-key-file key.txt "
-                   "--project proj-alpha",
-                   [sys.executable, "-", "auth", "token", "--api-key-file", "key.txt",
-                    "--project", "proj-alpha"], stdin=program)
+        show.shown(
+            "cat llamactl.py | python3 - auth token --api-key-file key.txt "
+            "--project proj-alpha",
+            [
+                sys.executable,
+                "-",
+                "auth",
+                "token",
+                "--api-key-file",
+                "key.txt",
+                "--project",
+                "proj-alpha",
+            ],
+            stdin=program,
+        )
     show.run("auth token --api-key-file key.txt --project proj-alpha --quiet")
     show.run("auth status")
-    show.shown("llamactl auth exec -- sh -c 'echo $LLAMA_AGENTS_PROJECT_ID'",
-               [sys.executable, PROGRAM, "auth", "exec", "--", "sh", "-c",
-                "echo $LLAMA_AGENTS_PROJECT_ID"])
+    show.shown(
+        "llamactl auth exec -- sh -c 'echo $LLAMA_AGENTS_PROJECT_ID'",
+        [
+            sys.executable,
+            PROGRAM,
+            "auth",
+            "exec",
+            "--",
+            "sh",
+            "-c",
+            "echo $LLAMA_AGENTS_PROJECT_ID",
+        ],
+    )
     show.run("auth inject --env-file - --profile dev@example.com")
     show.run("config -o json", env={"LLAMACTL_PROFILE": "dev@example.com"})
     show.run("auth login --start -o json")
@@ -8575,7 +11172,8 @@ def make_official_store(path):
             CREATE TABLE environments (api_url TEXT PRIMARY KEY, requires_auth INTEGER,
                 min_llamactl_version TEXT);
             CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT);
-            INSERT INTO profiles VALUES ('old', 'https://api.cloud.llamaindex.ai', 'proj-old',
+            INSERT INTO profiles
+                VALUES ('old', 'https://api.cloud.llamaindex.ai', 'proj-old',
                 'llx-from-the-official-client', NULL, NULL, NULL);
             INSERT INTO environments VALUES ('https://api.cloud.llamaindex.ai', 1, NULL);
             INSERT INTO settings VALUES ('current_profile', 'old');""")
@@ -8596,7 +11194,8 @@ def sandbox():
         stand_in = StandIn(sandbox_cloud(), port=8000).start()
     except OSError:  # taken: any other will do
         stand_in = StandIn(sandbox_cloud()).start()
-    print("""A stand-in for LlamaCloud listens at %s and approves each login by itself.
+    print(
+        """A stand-in for LlamaCloud listens at %s and approves each login by itself.
 Its API key: llx-sandbox-0123456789-demo. In another terminal:
 
   export LLAMACTL_CONFIG_DIR=%s
@@ -8604,8 +11203,10 @@ Its API key: llx-sandbox-0123456789-demo. In another terminal:
   llamactl environments add %s
   llamactl auth login
 
-Ctrl-C ends it and deletes that folder.""" % (stand_in.url, home, PROGRAM, stand_in.url),
-          flush=True)
+Ctrl-C ends it and deletes that folder."""
+        % (stand_in.url, home, PROGRAM, stand_in.url),
+        flush=True,
+    )
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -8627,23 +11228,36 @@ class Bench:
         self.env["PYTHONDONTWRITEBYTECODE"] = "1"
 
     # a child's peak counts from the size of the process that forked it: so a small one does
-    MEASURE = ("import os, sys\npid = os.fork()\n"
-               "if not pid: os.execvp(sys.argv[1], sys.argv[1:])\n"
-               "usage = os.wait4(pid, 0)[2]\nsys.stderr.write(str(usage.ru_maxrss))\n")
+    MEASURE = (
+        "import os, sys\npid = os.fork()\n"
+        "if not pid: os.execvp(sys.argv[1], sys.argv[1:])\n"
+        "usage = os.wait4(pid, 0)[2]\nsys.stderr.write(str(usage.ru_maxrss))\n"
+    )
 
     def memory(self, command):
         """Peak memory of one process in MiB."""
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", self.MEASURE] + command, env=self.env, cwd=self.home,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            [sys.executable, "-I", "-S", "-c", self.MEASURE] + command,
+            env=self.env,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         size = int(process.communicate()[1])
         return size / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
     def once(self, command):
         """Wall seconds of one process."""
         started = time.perf_counter()
-        process = subprocess.Popen(command, env=self.env, cwd=self.home, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command,
+            env=self.env,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         errors = process.stderr.read()
         process.stderr.close()
         status = process.wait()
@@ -8663,8 +11277,11 @@ class Bench:
     def row(self, what, floor, mine, limit, unit="x"):
         verdict = "" if limit is None else "ok" if mine <= limit else "OVER"
         Bench.over += verdict == "OVER"
-        print("%-52s %8s %9.2f%s %8s  %s" % (
-            what, floor, mine, unit, "" if limit is None else "%.2f" % limit, verdict), flush=True)
+        print(
+            "%-52s %8s %9.2f%s %8s  %s"
+            % (what, floor, mine, unit, "" if limit is None else "%.2f" % limit, verdict),
+            flush=True,
+        )
 
     def ratio(self, what, floor, command, limits, times=21):
         below, above = self.against(floor, command, times)
@@ -8675,8 +11292,14 @@ class Bench:
 
 
 def store_of(count, url=llamactl.DEFAULT_API_URL):
-    profiles = {"profile-%d" % n: {"auth_type": "token", "api_key": "llx-%032d" % n,
-                                   "project_id": "proj-%d" % n} for n in range(count)}
+    profiles = {
+        "profile-%d" % n: {
+            "auth_type": "token",
+            "api_key": "llx-%032d" % n,
+            "project_id": "proj-%d" % n,
+        }
+        for n in range(count)
+    }
     record = {"requires_auth": True, "current_profile": "profile-0", "profiles": profiles}
     return {"version": 1, "current_environment": url, "environments": {url: record}}
 
@@ -8693,7 +11316,10 @@ def bench_folder(home, name, data):
 def bench():
     """Issue by issue what the house promises, measured here and now."""
     home = tempfile.mkdtemp(prefix="llamactl-bench-")
-    print("Python %s; medians of processes run in turn with their floor" % sys.version.split()[0])
+    print(
+        "Python %s; medians of processes run in turn with their floor"
+        % sys.version.split()[0]
+    )
     print("%-52s %8s %10s %8s" % ("", "floor", "llamactl", "limit"))
     try:
         with StandIn(Cloud()) as stand_in:
@@ -8716,7 +11342,9 @@ def bench_start_up(bench):
     os.mkdir(installed)
     shutil.copy(PROGRAM, os.path.join(installed, "llamactl.py"))
     subprocess.check_call([sys.executable, "-m", "compileall", "-q", installed])
-    start = "import sys; sys.path.insert(0, %r); from llamactl import main; sys.exit(main())"
+    start = (
+        "import sys; sys.path.insert(0, %r); from llamactl import main; sys.exit(main())"
+    )
     command = [sys.executable, "-c", start % installed, "auth", "get"]
     bench.ratio("auth get, installed", floor, command, (1.25, 1.15))
 
@@ -8735,11 +11363,18 @@ def bench_growth(bench):
     many = bench_folder(bench.home, "many", store_of(10000))
     command = [sys.executable, PROGRAM, "auth", "get", "-o", "json"]
     shell = ["sh", "-c", 'LLAMACTL_CONFIG_DIR="$0" exec "$@"']
-    bench.ratio("auth get -o json, 10,000 profiles against 3", shell + [few] + command,
-                shell + [many] + command, (6.0, None), 5)
+    bench.ratio(
+        "auth get -o json, 10,000 profiles against 3",
+        shell + [few] + command,
+        shell + [many] + command,
+        (6.0, None),
+        5,
+    )
     bench.env["LLAMACTL_CONFIG_DIR"] = few
-    fill = ("import sys; open('.env', 'w').write(''.join("
-            "'NAME_%d=value %d\\n' % (n, n) for n in range(int(sys.argv[1]))))")
+    fill = (
+        "import sys; open('.env', 'w').write(''.join("
+        "'NAME_%d=value %d\\n' % (n, n) for n in range(int(sys.argv[1]))))"
+    )
     walls = {}
     for lines in ("0", "100000"):
         runs = []
@@ -8747,8 +11382,13 @@ def bench_growth(bench):
             subprocess.check_call([sys.executable, "-c", fill, lines], cwd=bench.home)
             runs.append(bench.once([sys.executable, PROGRAM, "auth", "inject"]))
         walls[lines] = bench.median(runs[1:]) * 1000
-    bench.row("auth inject into 100,000 lines, more than into 0", "%.0f ms" % walls["0"],
-              walls["100000"] - walls["0"], 150.0, " ms")
+    bench.row(
+        "auth inject into 100,000 lines, more than into 0",
+        "%.0f ms" % walls["0"],
+        walls["100000"] - walls["0"],
+        150.0,
+        " ms",
+    )
 
 
 def bench_crowd(bench, stand_in):
@@ -8756,8 +11396,16 @@ def bench_crowd(bench, stand_in):
         return "llx-CANARY-crowd-%08d" % n
 
     def command(n):
-        return [sys.executable, PROGRAM, "auth", "token", "--api-key", key(n),
-                "--project", "proj-alpha"]
+        return [
+            sys.executable,
+            PROGRAM,
+            "auth",
+            "token",
+            "--api-key",
+            key(n),
+            "--project",
+            "proj-alpha",
+        ]
 
     def cpu(together):
         folder = bench_folder(bench.home, "crowd-%s" % together, store_of(0, stand_in.url))
@@ -8782,8 +11430,12 @@ def bench_crowd(bench, stand_in):
 def run_alone():
     """unittest's own main; the last line is for machines to read."""
     result = unittest.main(exit=False).result
-    bad = len({getattr(test, "test_case", test).id()
-               for test, _ in result.failures + result.errors})
+    bad = len(
+        {
+            getattr(test, "test_case", test).id()
+            for test, _ in result.failures + result.errors
+        }
+    )
     print("%d passed, %d failed" % (max(0, result.testsRun - bad), bad), flush=True)
     return 0 if result.wasSuccessful() and result.testsRun else 1
 
@@ -8791,8 +11443,11 @@ def run_alone():
 def run_chunk(names):
     """Test classes in a process of their own -> passed, failed, exit code, what it said."""
     process = subprocess.Popen(
-        PYTHON + [os.path.abspath(__file__)] + names, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        PYTHON + [os.path.abspath(__file__)] + names,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     said = process.communicate()[0].decode("utf-8", "replace")
     counts = re.search(r"(?m)^([0-9]+) passed, ([0-9]+) failed$", said)
     passed, failed = map(int, counts.groups()) if counts else (0, 1)
@@ -8804,12 +11459,17 @@ def run_tests():
     if len(sys.argv) > 1:
         return run_alone()
     import concurrent.futures
+
     started = time.monotonic()
-    names = [name for name, value in list(globals().items())
-             if isinstance(value, type) and issubclass(value, unittest.TestCase)
-             and unittest.defaultTestLoader.getTestCaseNames(value)]
+    names = [
+        name
+        for name, value in list(globals().items())
+        if isinstance(value, type)
+        and issubclass(value, unittest.TestCase)
+        and unittest.defaultTestLoader.getTestCaseNames(value)
+    ]
     workers = min(4, os.cpu_count() or 1)
-    chunks = [names[n::6 * workers] for n in range(6 * workers)]
+    chunks = [names[n :: 6 * workers] for n in range(6 * workers)]
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         results = list(pool.map(run_chunk, filter(None, chunks)))
     for _, _, code, said in results:
@@ -8822,6 +11482,10 @@ def run_tests():
 
 
 if __name__ == "__main__":
-    words = {"demo": demo, "sandbox": sandbox, "bench": bench,
-             "yaml-readers": check_yaml_with_readers}
+    words = {
+        "demo": demo,
+        "sandbox": sandbox,
+        "bench": bench,
+        "yaml-readers": check_yaml_with_readers,
+    }
     sys.exit(words.get(sys.argv[1] if len(sys.argv) > 1 else "", run_tests)())
