@@ -15,12 +15,14 @@ Hosts          The control plane of the current environment (https://api.cloud.l
                identity provider that it named; by way of the proxies that urllib knows.
                No telemetry, no update check.
 Sent of you    The host's and the profile's name, in the title of a key that a login makes.
+Files read     These; certificates; /proc/self/mountinfo, before a warning about modes.
 Variables      LLAMA_CLOUD_API_KEY, LLAMA_AGENTS_PROJECT_ID, LLAMA_CLOUD_BASE_URL,
                LLAMA_CLOUD_USE_PROFILE, LLAMACTL_PROFILE, LLAMACTL_CONFIG_DIR,
                XDG_CONFIG_HOME, APPDATA, HOME, CI, TERM, SSL_CERT_FILE, SSL_CERT_DIR,
-               REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, HTTP_PROXY, HTTPS_PROXY, NO_PROXY,
-               COMPUTERNAME; and to find a browser SSH_CONNECTION, SSH_CLIENT, SSH_TTY,
-               DISPLAY, WAYLAND_DISPLAY, BROWSER.
+               REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, HTTP_PROXY, HTTPS_PROXY, NO_PROXY (or in
+               lower case), COMPUTERNAME; to find a browser SSH_CONNECTION, SSH_CLIENT,
+               SSH_TTY, DISPLAY, WAYLAND_DISPLAY, BROWSER; what Python and its libraries
+               read themselves, such as LANG, LC_*, PATH, OPENSSL_CONF, PYTHON*.
 Programs run   The command given to `auth exec`; for `auth login` what opens your browser.
 Never          Turns certificate verification off, sends a key to a server that is not its
                own, or prints one (but for `auth inject --env-file -`, which is asked to).
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     Args = argparse.Namespace
     Json = Dict[str, Any]
     Warn = Callable[[str], None]
+    Check = Callable[[os.stat_result], None]  # raises Failure
     Wait = Callable[[float], None]  # waits for so many seconds
     Choices = Sequence[Tuple[str, str]]  # each a value and the text that people know it by
 
@@ -147,6 +150,10 @@ if TYPE_CHECKING:
         end: int  # the index behind it
         ends_in_backslash: bool  # which joins the next line to it
 
+    class Snapshot(NamedTuple):
+        content: bytes
+        status: os.stat_result  # of the very file that was read
+
     class CaBundle(NamedTuple):
         file: Optional[str]
         folder: Optional[str]
@@ -200,6 +207,7 @@ else:
     Assignment = namedtuple(
         "Assignment", "name prefix comment ending end ends_in_backslash"
     )
+    Snapshot = namedtuple("Snapshot", "content status")
     CaBundle = namedtuple("CaBundle", "file folder source")
     Provider = namedtuple(
         "Provider",
@@ -218,7 +226,6 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_REJECTED = 4
 EXIT_UNREACHABLE = 5
-EXIT_INTERRUPTED = 130
 
 DEFAULT_API_URL = "https://api.cloud.llamaindex.ai"
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -370,6 +377,61 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the program, after it has cleaned up as for Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def ending_signals() -> "List[int]":
+    """The signals that end a program; those that were ignored at the start stay ignored."""
+    import signal
+
+    names = ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTERM")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def catch_signals() -> None:
+    """Have the signals that end a program raise Interrupted instead of killing it."""
+    import signal
+
+    def interrupt(number: int, _: "Any") -> None:
+        raise Interrupted(number)
+
+    with contextlib.suppress(ValueError):  # only the main thread may
+        for number in ending_signals():
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, interrupt)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> "Iterator[None]":
+    """Have a signal wait for the end of this block; the second one does not wait."""
+    import signal
+
+    caught = []  # type: List[int]
+    handlers = {}
+
+    def note(number: int, _: "Any") -> None:
+        caught.append(number)
+        if len(caught) > 1:
+            raise Interrupted(number)
+
+    try:
+        with contextlib.suppress(ValueError):  # only the main thread may
+            for number in ending_signals():
+                handlers[number] = signal.signal(number, note)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if caught:
+        raise Interrupted(caught[0])
+
+
 def replace_process(command: "List[str]", variables: "Dict[str, str]") -> int:
     """Become COMMAND; on Windows, which cannot, run it and return its exit code."""
     import signal
@@ -381,10 +443,9 @@ def replace_process(command: "List[str]", variables: "Dict[str, str]") -> int:
             import subprocess
 
             return subprocess.call(command, env=variables)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(
-                number, signal.SIG_DFL
-            )  # Python ignores what other programs die of
+        # Python ignores these, which other programs die of
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.execvpe(program, command, variables)
     except FileNotFoundError:
         raise Failure(f"{program}: command not found", code=EXIT_NOT_FOUND) from None
@@ -410,13 +471,31 @@ def masked(text: str, secrets: "Set[str]") -> str:
     return text
 
 
+def without_passwords(text: str) -> str:
+    """TEXT with the user and password of a web address masked, of another the password."""
+    return re.sub(r"(?i)(https?://|://[^/@\s]*?:)[^/?#\s]*@", rf"\1{MASK}@", text)
+
+
 def shortened(text: str, limit: int = 300) -> str:
     """TEXT on one line, cut at white space alone: the mask fits no half of a secret."""
-    line = " ".join(text.split())
+    line = without_passwords(" ".join(text.split()))
     if len(line) <= limit:
         return line
     whole_words = line[:limit].rpartition(" ")[0]
     return f"{whole_words} ...".strip()
+
+
+def quotable(word: str) -> str:
+    """WORD of the command line, masked where it may be a secret: long, and not a UUID."""
+    uuid = "(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    return word if len(word) < 20 or re.fullmatch(uuid, word) else MASK
+
+
+def shell_quoted(word: str) -> str:
+    """WORD as a shell reads it, for hints that are pasted."""
+    from shlex import quote
+
+    return quote(word)
 
 
 def last_four(secret: str) -> str:
@@ -484,10 +563,14 @@ def origin_of(url: str) -> str:
     return f"{scheme}://{host}:{port}"
 
 
+def is_loopback(url: str) -> bool:
+    """Whether URL leads to this machine."""
+    return bool(re.match(r"https?://(localhost|127\.[0-9.]+|\[::1\])([:/?]|$)", url))
+
+
 def is_sent_in_clear(url: str) -> bool:
     """Whether URL is plain http to another machine."""
-    loopback = r"localhost|127\.[0-9.]+|\[::1\]"
-    return bool(re.match(f"http://(?!({loopback})([:/]|$))", url))
+    return url.startswith("http://") and not is_loopback(url)
 
 
 def shell_safe(text: str) -> str:
@@ -506,8 +589,12 @@ def free_name(wanted: str, taken: "Any") -> str:
 
 
 def listed(choices: "Choices") -> str:
-    """CHOICES as they stand in a sentence."""
-    words = [value if label == value else f"{value} ({label})" for value, label in choices]
+    """CHOICES as they stand in a sentence, 20 at most."""
+    words = [
+        value if label == value else f"{value} ({label})" for value, label in choices[:20]
+    ]
+    if len(choices) > 20:
+        words.append(f"and {len(choices) - 20} more")
     return ", ".join(words) or "none"
 
 
@@ -834,6 +921,7 @@ class Terminal:
 
         Raises KeyboardInterrupt at Ctrl-C, Ctrl-D and a hang-up.
         """
+        catch_signals()
         self.write_error(masked(clean(question), self.secrets))
         line = b""
         with contextlib.suppress(OSError):  # a hang-up
@@ -847,6 +935,7 @@ class Terminal:
         import getpass
         import warnings
 
+        catch_signals()  # so that the terminal gets its echo back
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return getpass.getpass(clean(question), sys.stderr).strip()
@@ -948,9 +1037,13 @@ class Terminal:
         return str(content.decode("utf-8", "replace")).strip()
 
 
-# ==== disk: private folders, a lock, atomic replacement, the official client's database
+# ==== disk: whose file it is, private folders, a lock, atomic replacement
 LOCK_TIMEOUT = 10.0
 RENAME_TIMEOUT = 1.0
+ACL = "system.posix_acl_access"
+INJECT_TO_STDOUT = "llamactl auth inject --env-file -"
+NO_NEW_FILE = (errno.EACCES, errno.EPERM, errno.EROFS)  # how a folder refuses one
+NO_RENAME = (errno.EBUSY, errno.EXDEV)  # how a file that is mounted refuses to be replaced
 
 
 @contextlib.contextmanager
@@ -962,19 +1055,150 @@ def naming_path(path: str, verb: str) -> "Iterator[None]":
         raise Failure(f"{path} cannot be {verb}: {reason(error)}") from None
 
 
-def read_regular(path: str) -> "Optional[bytes]":
-    """The content of the regular file PATH, None where there is none; raises OSError."""
+def user_name(uid: int) -> str:
+    with contextlib.suppress(ImportError, KeyError):
+        import pwd
 
-    def open_unblocked(name: str, flags: int) -> int:
-        return os.open(
-            name, flags | getattr(os, "O_NONBLOCK", 0)
-        )  # a FIFO must not hang us
+        return pwd.getpwuid(uid).pw_name
+    return f"uid {uid}"
 
+
+def belongs_to(path: str, status: "os.stat_result", hint: str = "") -> Failure:
+    """The refusal to use a file of somebody else's."""
+    return Failure(f"{path} belongs to {user_name(status.st_uid)}", hint)
+
+
+def is_ours(status: "os.stat_result") -> bool:
+    """Whether a file is ours or root's, or of group 0 where that is our own primary group.
+
+    The last is how OpenShift runs a container: with a random uid, and group 0.
+    """
+    if WINDOWS or status.st_uid in (0, os.geteuid()):
+        return True
+    return os.geteuid() != 0 and os.getegid() == 0 and status.st_gid == 0
+
+
+def is_open_to_others(status: "os.stat_result", bits: int) -> bool:
+    """Whether others have one of the permission BITS (0o044 to read, 0o022 to write).
+
+    Those of the group count unless nobody else is in it: it is root's or has our number.
+    In a sticky folder of root's nobody can touch what is another's.
+    """
+    if WINDOWS or (status.st_mode & stat.S_ISVTX and status.st_uid == 0):
+        return False
+    if status.st_gid in (0, os.geteuid()):
+        bits &= 0o007
+    return bool(status.st_mode & bits)
+
+
+def can_chmod(path: str) -> bool:
+    """Whether chmod changes anything: not on a read-only file system, nor without modes."""
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return False
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as mounts:
+        for line in mounts:
+            fields, _, kind = line.partition(" - ")
+            if fields.split()[2] == number:
+                return kind.split()[0] not in (
+                    "9p",
+                    "cifs",
+                    "drvfs",
+                    "exfat",
+                    "fuseblk",
+                    "vfat",
+                )
+    return True
+
+
+def warn_if_open(path: str, bits: int, fix: str, warn: "Warn") -> None:
+    """Warn where others have one of the permission BITS at PATH, which chmod FIX takes."""
+    if os.path.exists(path) and is_open_to_others(os.stat(path), bits) and can_chmod(path):
+        verb = "write to" if os.stat(path).st_mode & 0o022 else "read"
+        warn(f"others can {verb} {path}; run: chmod {fix} {shell_quoted(path)}")
+
+
+def links_on(path: str) -> "List[str]":
+    """Each link that the absolute PATH leads through, itself included; on POSIX alone."""
+    links = []  # type: List[str]
+    if WINDOWS:
+        return links
+    place = os.sep
+    parts = path.split(os.sep)
+    while parts and len(links) < 40:
+        here = os.path.normpath(os.path.join(place, parts.pop(0)))
+        if os.path.islink(here):
+            links.append(here)
+            target = os.readlink(here)
+            if os.path.isabs(target):
+                place = os.sep
+            parts = target.split(os.sep) + parts
+        else:
+            place = here
+    return links
+
+
+def nearest_folder(path: str) -> str:
+    """The folder PATH, else the nearest one above it that there is."""
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
+
+
+@contextlib.contextmanager
+def acting_as(uid: int, folder: str) -> "Iterator[None]":
+    """Have the effective ids of the user UID, and no other groups: the kernel then decides.
+
+    Only root can. FOLDER has the group of a user whom the system does not know.
+    """
+    groups = os.getgroups()
+    gid = os.getegid()
     try:
-        with open(path, "rb", opener=open_unblocked) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Failure(f"{path} is not a regular file")
-            return file.read()
+        import pwd
+
+        user_gid = pwd.getpwuid(uid).pw_gid
+    except (ImportError, KeyError):
+        user_gid = os.stat(folder).st_gid
+    try:
+        try:
+            os.setgroups([])
+            os.setegid(user_gid)
+            os.seteuid(uid)
+        except OSError as error:
+            message = f"{folder} belongs to {user_name(uid)}, whom root cannot become"
+            raise Failure(
+                f"{message}: {reason(error)}", f"export {VAR_FOLDER}=PATH"
+            ) from None
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        with contextlib.suppress(OSError):  # as at the start
+            os.setgroups(groups)
+
+
+def open_unblocked(path: str, flags: int) -> int:
+    """An opener for open() that no FIFO holds up and that follows no link."""
+    for name in ("O_NONBLOCK", "O_NOFOLLOW"):
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags)
+
+
+@contextlib.contextmanager
+def open_regular(path: str, mode: str) -> "Iterator[Any]":
+    """The regular file PATH, opened without a buffer; raises OSError and Failure."""
+    with open(path, mode, buffering=0, opener=open_unblocked) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Failure(f"{path} is not a regular file")
+        yield file
+
+
+def read_regular(path: str) -> "Optional[Snapshot]":
+    """The regular file PATH, None where there is none; raises OSError and Failure."""
+    try:
+        with open_regular(path, "rb") as file:
+            return Snapshot(file.read(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return None
 
@@ -996,9 +1220,58 @@ def make_private_folder(path: str) -> None:
     if os.path.isdir(path):
         return
     make_private_folder(os.path.dirname(path))
-    with contextlib.suppress(FileExistsError):  # another process was first
+    umask = os.umask(0o077)
+    try:
         os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)
+    except FileExistsError:  # another process was first
+        return
+    finally:
+        os.umask(umask)
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """Set the permissions of an open file, where its file system keeps any."""
+    if not WINDOWS:
+        with contextlib.suppress(OSError):
+            os.fchmod(descriptor, mode)
+
+
+def copy_attributes(source: int, target: int) -> bool:
+    """Give the file TARGET the ACL and the other extended attributes of SOURCE.
+
+    Returns whether the ACL is the same now; a folder may have given TARGET one of its own.
+    """
+    if not hasattr(os, "listxattr"):
+        return True
+    with contextlib.suppress(OSError):  # a file system without attributes
+        is_same = True
+        names = os.listxattr(source)
+        if ACL in os.listxattr(target) and ACL not in names:
+            os.removexattr(target, ACL)
+        for name in names:
+            try:
+                os.setxattr(target, name, os.getxattr(source, name))
+            except OSError:  # some belong to the system alone
+                is_same = is_same and name != ACL
+        return is_same
+    return True
+
+
+def copy_access(source: int, target: int) -> None:
+    """Give the file TARGET owner, group, mode and attributes of SOURCE.
+
+    What cannot be copied gives nobody access who did not have it.
+    """
+    status = os.fstat(source)
+    mode = stat.S_IMODE(status.st_mode)
+    for uid in (status.st_uid, -1):  # only root gives a file away; its group we may keep
+        with contextlib.suppress(OSError):
+            os.fchown(target, uid, status.st_gid)
+            break
+    is_same = copy_attributes(source, target)
+    if not is_same or os.fstat(target).st_gid != status.st_gid:
+        mode &= 0o707
+    set_mode(target, mode)
 
 
 def write_and_sync(descriptor: int, content: bytes) -> None:
@@ -1008,18 +1281,15 @@ def write_and_sync(descriptor: int, content: bytes) -> None:
     os.fsync(descriptor)
 
 
-def write_new(path: str, content: bytes, like: "Optional[os.stat_result]" = None) -> None:
-    """Make the file PATH anew, 0600 or with the mode and owner of LIKE; raises OSError."""
+def write_new(path: str, content: bytes, like: "Optional[int]" = None) -> None:
+    """Make the file PATH anew, 0600 or as the open file LIKE is; raises OSError."""
     remove(path)
     with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        descriptor = file.fileno()
-        if not WINDOWS:
-            mode = 0o600
-            if like:
-                mode = stat.S_IMODE(like.st_mode)
-                os.fchown(descriptor, like.st_uid, like.st_gid)
-            os.fchmod(descriptor, mode)
-        write_and_sync(descriptor, content)
+        if like is None or WINDOWS:
+            set_mode(file.fileno(), 0o600)
+        else:
+            copy_access(like, file.fileno())
+        write_and_sync(file.fileno(), content)
 
 
 def sync_folder(path: str) -> None:
@@ -1066,18 +1336,26 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def wait_for_lock(path: str) -> int:
-    """A descriptor that holds the lock file PATH; raises OSError, after 10 s Failure."""
+def open_lock(path: str, hint: str) -> int:
+    """A descriptor of the lock file PATH, which is ours; raises OSError and Failure."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, 0o600)
+    status = os.fstat(descriptor)
+    if not is_ours(status):
+        os.close(descriptor)
+        raise belongs_to(path, status, hint)
+    if status.st_nlink == 1:  # another name may be of a file that has a mode of its own
+        set_mode(descriptor, 0o600)
+    return descriptor
+
+
+def wait_for_lock(path: str, hint: str) -> int:
+    """A descriptor that holds the lock file PATH; raises OSError, after 10 s Failure."""
     end = time.monotonic() + LOCK_TIMEOUT
     while True:
-        descriptor = os.open(path, flags, 0o600)
+        descriptor = open_lock(path, hint)
         is_held = False
         try:
-            if (
-                not WINDOWS and os.fstat(descriptor).st_nlink == 1
-            ):  # not by another name, too
-                os.fchmod(descriptor, 0o600)  # whatever the umask left of it
             while not try_lock(descriptor):
                 require(time.monotonic() < end, f"{path} is locked by another process")
                 time.sleep(LOCK_PAUSE)
@@ -1091,9 +1369,13 @@ def wait_for_lock(path: str) -> int:
 
 
 @contextlib.contextmanager
-def exclusive(path: str, *temporary: str) -> "Iterator[None]":
-    """Hold the lock file PATH, and remove the TEMPORARY files at the end."""
-    descriptor = wait_for_lock(path)
+def exclusive(path: str, *temporary: str, hint: str = "") -> "Iterator[None]":
+    """Hold the lock file PATH, and remove the TEMPORARY files at the end.
+
+    HINT is the command to try where the lock file is not ours.
+    """
+    catch_signals()
+    descriptor = wait_for_lock(path, hint)
     try:
         yield
     finally:
@@ -1105,17 +1387,29 @@ def exclusive(path: str, *temporary: str) -> "Iterator[None]":
             os.close(descriptor)
 
 
-def is_open_to_others(path: str, mode: int) -> bool:
-    """Whether PATH has one of the bits of MODE, or an owner other than root and us."""
-    if WINDOWS:
-        return False
-    status = os.stat(path)
-    return bool(status.st_mode & mode) or status.st_uid not in (0, os.geteuid())
+def write_successor(
+    path: str, new: str, edit: "Callable[[bytes], bytes]", check: "Check"
+) -> None:
+    """Write what EDIT makes of the file PATH to NEW, which is like it."""
+    try:
+        with open_regular(path, "rb") as file:
+            check(os.fstat(file.fileno()))
+            write_new(new, edit(file.read()), file.fileno())
+    except FileNotFoundError:
+        write_new(new, edit(b""))
 
 
-def write_in_place(path: str, edit: "Callable[[bytes], bytes]") -> None:
-    """Rewrite the file PATH, what needs more room first: a full disk then tears nothing."""
-    with open(path, "rb+", buffering=0) as file:
+def write_in_place(
+    path: str, edit: "Callable[[bytes], bytes]", seen: "os.stat_result"
+) -> None:
+    """Rewrite the file PATH, which must be the one that was SEEN and have no other name.
+
+    What needs more room is written first: a full disk then tears nothing.
+    """
+    with open_regular(path, "rb+") as file:
+        status = os.fstat(file.fileno())
+        if not os.path.samestat(status, seen) or status.st_nlink != 1:
+            raise Failure(f"{path} was replaced meanwhile, or has a second name")
         before = file.read()
         after = edit(before)
         size = len(before)
@@ -1128,33 +1422,76 @@ def write_in_place(path: str, edit: "Callable[[bytes], bytes]") -> None:
             file.truncate(size)
 
 
-def rewrite_file(path: str, edit: "Callable[[bytes], bytes]", warn: "Warn") -> bool:
-    """Replace the text file PATH by what EDIT makes of its content.
+def rewrite_checked(
+    path: str, edit: "Callable[[bytes], bytes]", check: "Check", warn: "Warn"
+) -> bool:
+    """Replace the file PATH by what EDIT makes of it; False where that changes nothing.
 
-    Keeps mode and owner; makes the file 0600 where there is none. Returns False where
-    nothing changes. Raises OSError and Failure.
+    CHECK raises Failure for a file that must not be written to. Raises OSError.
     """
-    real = os.path.realpath(path)
-    before = read_regular(real)
-    if edit(before or b"") == before:
-        return False
-    os.makedirs(os.path.dirname(real), exist_ok=True)
-    if before is not None and is_open_to_others(real, 0o044):
-        warn(f"others can read {path}")
-    lock = f"{real}.llamactl-lock"
-    new = f"{real}.llamactl-new"
+    before = read_regular(path)
+    if before:
+        check(before.status)
+        if edit(before.content) == before.content:
+            return False
+        warn_if_open(path, 0o066, "600", warn)
+    make_private_folder(os.path.dirname(path))
+    lock = f"{path}.llamactl-lock"
+    new = f"{path}.llamactl-new"
+    refusals = NO_NEW_FILE  # type: Tuple[int, ...]
     try:
-        with exclusive(lock, new, lock):
-            now = read_regular(real)  # another process may have written meanwhile
-            write_new(new, edit(now or b""), None if now is None else os.stat(real))
-            replace(new, real)
+        with exclusive(lock, new, lock, hint=INJECT_TO_STDOUT):
+            write_successor(path, new, edit, check)
+            refusals = NO_RENAME
+            replace(new, path)
     except OSError as error:
-        unrenamable = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
-        if before is None or error.errno not in unrenamable:
+        if before is None or error.errno not in refusals:
             raise
         warn(f"{path} is written in place: a crash meanwhile would tear it")
-        write_in_place(real, edit)
+        write_in_place(path, edit, before.status)
     return True
+
+
+def rewrite_file(
+    path: str, edit: "Callable[[bytes], bytes]", is_named: bool, warn: "Warn"
+) -> "Tuple[bool, str]":
+    """Replace the file PATH by what EDIT makes of it, but never a file of a stranger's.
+
+    IS_NAMED says that PATH was named in full: root then writes as the owner of the folder,
+    or in a folder of its own into anybody's file. Returns whether anything changed, and
+    what to call the file. Raises OSError and Failure.
+    """
+    real = os.path.realpath(path)
+    folder = nearest_folder(os.path.dirname(real))
+    owner = os.stat(folder)
+    is_root = not WINDOWS and os.geteuid() == 0
+    is_shared = not is_ours(owner)
+    hint = INJECT_TO_STDOUT
+    if is_root and not is_named:
+        hint = f"llamactl auth inject --env-file {shell_quoted(os.path.abspath(path))}"
+
+    def check(status: "os.stat_result") -> None:
+        is_safe = is_ours(status)
+        if is_root:
+            is_safe = status.st_uid == owner.st_uid or (is_named and not is_shared)
+        if not is_safe:
+            raise belongs_to(path, status, hint)
+        if is_shared and (status.st_nlink > 1 or is_open_to_others(status, 0o044)):
+            message = f"others can read {path}, or it has a second name"
+            raise Failure(message, f"chmod 600 {shell_quoted(path)}")
+
+    for link in links_on(os.path.abspath(path)):
+        status = os.lstat(link)
+        if not is_ours(status) and not (is_root and status.st_uid == owner.st_uid):
+            raise belongs_to(link, status, hint)
+    place = path if real == os.path.abspath(path) else f"{path} (a link to {real})"
+    if not is_root or not is_shared:
+        return rewrite_checked(real, edit, check, warn), place
+    if not is_named:
+        raise belongs_to(folder, owner, hint)
+    with acting_as(owner.st_uid, folder):
+        changed = rewrite_checked(real, edit, check, warn)
+    return changed, f"{place}, owned by {user_name(owner.st_uid)}"
 
 
 # ==== store: profiles.json, the shape of its records and their check
@@ -1265,24 +1602,72 @@ class Store:
     def __init__(self, folder: "Optional[str]", warn: "Warn") -> None:
         self.folder = folder or ""
         self.warn = warn
-        place = self.folder or os.sep
-        self.path = os.path.realpath(os.path.join(place, STORE_NAME))
+        self.named_path = os.path.join(self.folder or os.sep, STORE_NAME)
+        self.path = os.path.realpath(self.named_path)
+        self.lock_path = f"{self.path}.lock"
         self.new_path = f"{self.path}.new"
-        self.official_path = os.path.join(place, OFFICIAL_STORE)
+        self.official_path = os.path.join(self.folder or os.sep, OFFICIAL_STORE)
 
     def load(self) -> "StoreData":
-        with naming_path(self.path, "read"):
-            return self._read()
+        with naming_path(self.path, "read"), self._as_owner():
+            data = self._read()
+            self._warn_if_open()
+            return data
+
+    @contextlib.contextmanager
+    def _as_owner(self) -> "Iterator[None]":
+        """Work on the store as ourselves; as root, as the owner of its folder.
+
+        Raises Failure where a part of it belongs to anybody else.
+        """
+        if not self.folder or WINDOWS:
+            yield
+            return
+        folder = os.path.dirname(self.path)
+        is_root = os.geteuid() == 0
+        if is_root:
+            folder = nearest_folder(folder)  # whoever it belongs to gets the new one
+        owner = self._require_one_owner(folder, is_root)
+        if owner is None:
+            yield
+            return
+        name = user_name(owner)
+        self.warn(f"{folder} belongs to {name}; working there as {name}")
+        with acting_as(owner, folder):
+            yield
+
+    def _require_one_owner(self, folder: str, is_root: bool) -> "Optional[int]":
+        """The uid that root works as, None for our own; raises Failure for a stranger.
+
+        A user's link may lead to that user's own file alone.
+        """
+        owner = os.stat(folder).st_uid if os.path.exists(folder) else 0
+        links = links_on(self.named_path)
+        for path in [folder, self.path, self.lock_path] + links:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = os.lstat(path)
+                if not is_ours(status) and not (is_root and status.st_uid == owner):
+                    name = user_name(status.st_uid)
+                    hint = f"run llamactl as {name}, or export {VAR_FOLDER}=PATH"
+                    raise belongs_to(path, status, hint)
+        if not is_root or owner == 0:
+            return None
+        if os.path.exists(self.path) and os.stat(self.path).st_uid != owner:
+            for link in links:
+                if os.lstat(link).st_uid == owner:
+                    raise Failure(
+                        f"{link} leads to a file that is not {user_name(owner)}'s"
+                    )
+        return owner
 
     def _read(self) -> "StoreData":
         """The content, an empty store's where there is none; raises OSError and Failure."""
-        if not self.folder:
+        found = read_regular(self.path) if self.folder else None
+        if found is None:
             return new_store()
-        content = read_regular(self.path)
-        self._warn_of_writers()
-        if content is None:
-            return new_store()
-        data = parse_object(content) or {}  # type: Any
+        if not is_ours(found.status):
+            raise belongs_to(self.path, found.status)
+        data = parse_object(found.content) or {}  # type: Any
         version = data.get("version")
         if type(version) is int and version > STORE_VERSION:
             raise Failure(
@@ -1293,27 +1678,29 @@ class Store:
             raise Damaged(message, HINT_LOGIN)
         return data
 
-    def _warn_of_writers(self) -> None:
-        for path in (os.path.dirname(self.path), self.path):
-            if os.path.exists(path) and is_open_to_others(path, 0o022):
-                self.warn(f"others can write to {path}; choose a folder with {VAR_FOLDER}")
+    def _warn_if_open(self) -> None:
+        """Warn where others can write to the folder, or use a file of ours."""
+        if not WINDOWS:
+            warn_if_open(os.path.dirname(self.path), 0o022, "go-w", self.warn)
+            if os.path.exists(self.path) and os.stat(self.path).st_uid == os.geteuid():
+                warn_if_open(self.path, 0o066, "600", self.warn)
 
     @contextlib.contextmanager
     def change(self) -> "Iterator[StoreData]":
         """Lock the store, yield its content, and write what the caller made of it."""
         if not self.folder:
-            raise Failure(
-                "there is no home to keep profiles in", f"export {VAR_FOLDER}=PATH"
-            )
-        with naming_path(self.path, "changed"):
+            message = "there is no home directory to keep profiles in"
+            raise Failure(message, f"export {VAR_FOLDER}=PATH")
+        with naming_path(self.path, "changed"), self._as_owner():
             make_private_folder(os.path.dirname(self.path))
-            with exclusive(f"{self.path}.lock", self.new_path):
+            with exclusive(self.lock_path, self.new_path):
                 data = self._read_for_change()
                 yield data
                 self.save(data)
 
     def _read_for_change(self) -> "StoreData":
         """The content of a file that is private from now on, or moved aside if damaged."""
+        self._make_private()
         try:
             data = self._read()
             serialized_store(data)
@@ -1321,12 +1708,17 @@ class Store:
             Damaged,
             RecursionError,
             ValueError,
-        ):  # the last two: it cannot be written again
+        ):  # the last two: it can't be written again
             self._move_aside()
             return self._read_for_change()
-        if os.path.exists(self.path) and os.stat(self.path).st_mode & 0o077:
-            os.chmod(self.path, 0o600)
         return data
+
+    def _make_private(self) -> None:
+        with contextlib.suppress(FileNotFoundError), open_regular(self.path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not WINDOWS and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+                set_mode(file.fileno(), 0o600)
+        self._warn_if_open()
 
     def save(self, data: "StoreData") -> None:
         """Write DATA unless the file says the same; for whoever holds the lock."""
@@ -1337,18 +1729,20 @@ class Store:
     def check_writable(self) -> "StoreData":
         """The content, after proof that the file can be replaced: it may be mounted."""
         with self.change() as data:
-            content = read_regular(self.path)
-            write_new(self.new_path, content or serialized_store(data))
-            if content:
+            found = read_regular(self.path)
+            write_new(self.new_path, found.content if found else serialized_store(data))
+            if found:
                 replace(self.new_path, self.path)
         return data
 
     def _move_aside(self) -> None:
+        """Rename the file, which is damaged, if it is ours."""
+        if not WINDOWS and os.stat(self.path).st_uid != os.geteuid():
+            raise Failure(f"{self.path} is damaged, and not ours to move aside")
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         folder, name = os.path.split(self.path)
         name = free_name(f"{name}{DAMAGED}{stamp}", os.listdir(folder))
         aside = os.path.join(folder, name)
-        os.chmod(self.path, 0o600)
         os.rename(self.path, aside)
         self.warn(f"{self.path} was damaged; it is kept as {aside}")
 
@@ -1438,10 +1832,16 @@ class Answer:
 
 
 def trusted_url(url: "Any", api_url: str) -> str:
-    """URL, which a server of the environment API_URL named, if secrets may go there."""
+    """URL, which a server of the environment API_URL named, if secrets may go there.
+
+    That is https; http where the environment is http itself, and as near as that is.
+    """
     require_usable(isinstance(url, str), f"{api_url} named no URL where one belongs")
-    if not origin_of(url).startswith("https:") and not api_url.startswith("http:"):
-        raise Failure(f"the server named a URL that is not https: {shortened(url)}")
+    if not origin_of(url).startswith("https:"):
+        if not api_url.startswith("http:"):
+            raise Failure(f"the server named a URL that is not https: {shortened(url)}")
+        if is_loopback(api_url) and not is_loopback(origin_of(url)):
+            raise Failure(f"the server named a URL beyond this machine: {shortened(url)}")
     return str(url)
 
 
@@ -1499,23 +1899,31 @@ def tls_context(process: Process) -> "ssl.SSLContext":
         else:
             context.load_default_certs()
     if hasattr(context, "minimum_version"):
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        least = ssl.TLSVersion.TLSv1_2
+        context.minimum_version = max(
+            context.minimum_version, least
+        )  # a policy may ask more
+        context.hostname_checks_common_name = False
+    else:  # Python 3.6
+        context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
     return context
 
 
 def find_proxy(url: str) -> "Optional[str]":
-    """The proxy for URL without its user and password."""
+    """The proxy for URL without its user and password; none for this machine itself."""
     from urllib.request import getproxies, proxy_bypass
 
     scheme, _, rest = url.lower().partition("://")
     host = re.split("[/?]", rest)[0]
     proxy = getproxies().get(scheme)
-    if not proxy or proxy_bypass(host):
+    if not proxy or is_loopback(url) or proxy_bypass(host):
         return None
     return re.sub("(?s)^([^/:]+://)?.*@", r"\1", proxy)
 
 
-def new_opener(process: Process, on_first_byte: "Callable[[], None]") -> "OpenerDirector":
+def new_opener(
+    process: Process, url: str, on_first_byte: "Callable[[], None]"
+) -> "OpenerDirector":
     """urllib for http and https alone: no file, ftp or data, and no redirects."""
     import http.client
     import urllib.request
@@ -1544,7 +1952,8 @@ def new_opener(process: Process, on_first_byte: "Callable[[], None]") -> "Opener
             return self.do_open(connection, request, context=context)
 
     opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler())
+    if not is_loopback(url):
+        opener.add_handler(urllib.request.ProxyHandler())
     opener.add_handler(Handler())
     return opener
 
@@ -1559,15 +1968,20 @@ def fetch(
     from http.client import IncompleteRead
 
     origin = origin_of(request.full_url)
-    opener = new_opener(process, on_first_byte)
+    opener = new_opener(process, request.full_url, on_first_byte)
+    body = bytearray()
     with opener.open(request, timeout=PAUSE_TIMEOUT) as response:
-        body = response.read(MAX_ANSWER + 1)
+        while len(body) <= MAX_ANSWER:
+            piece = response.read(65536)  # one read of all would keep each chunk apart
+            if not piece:
+                break
+            body += piece
     require_usable(
         len(body) <= MAX_ANSWER, f"{origin} sent more than {MAX_ANSWER >> 20} MiB"
     )
     if response.length:
         raise IncompleteRead(b"", response.length)
-    return Answer(response.status, response.headers, body, origin)
+    return Answer(response.status, response.headers, bytes(body), origin)
 
 
 def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
@@ -2117,7 +2531,7 @@ def deployment(row: "Json") -> "Json":
     """A deployment as it is shown: what was asked for in `spec`, what is in `status`."""
     names = [name for name in field(row, "secret_names", list, []) if isinstance(name, str)]
     spec = {
-        "repo_url": field(row, "repo_url", str, ""),
+        "repo_url": without_passwords(field(row, "repo_url", str, "")),
         "deployment_file_path": text_or_none(row, "deployment_file_path"),
         "git_ref": text_or_none(row, "git_ref"),
         "appserver_version": text_or_none(row, "appserver_version", "llama_deploy_version"),
@@ -2132,7 +2546,8 @@ def deployment(row: "Json") -> "Json":
         "status": {
             "phase": field(row, "status", str),
             "git_sha": text_or_none(row, "git_sha"),
-            "apiserver_url": text_or_none(row, "apiserver_url"),
+            "apiserver_url": without_passwords(text_or_none(row, "apiserver_url") or "")
+            or None,
             "project_id": text_or_none(row, "project_id"),
             "warning": text_or_none(row, "warning"),
         },
@@ -2179,18 +2594,19 @@ def is_key_gone(client: Client, api_url: str, key: str) -> bool:
 
 def create_key(
     client: Client, api_url: str, access_token: str, title: str
-) -> "Tuple[str, str]":
-    """Make an API key; its id and the key itself, which the server shows this once."""
+) -> "Tuple[Optional[str], Optional[str]]":
+    """Make an API key; its id and the key itself, shown this once, None where unusable."""
     body = {"name": title, "project_id": None}
     answer = client.post_json(endpoint(api_url, KEYS_PATH), body, access_token)
-    key_id = field(answer, "id", str)
-    key = field(answer, "redacted_api_key", str)  # despite its name, the whole key
-    require_usable(is_plain(key) and key_id, "the server returned an unusable API key")
-    return key_id, key
+    key_id = answer.get("id")
+    key = answer.get("redacted_api_key")  # despite its name, the whole key
+    if not isinstance(key_id, str):
+        key_id = None
+    return key_id or None, key if is_plain(key) else None
 
 
 def delete_key(client: Client, api_url: str, access_token: str, key_id: str) -> None:
-    """Delete an API key; one that is gone counts as deleted."""
+    """Delete an API key; one that is gone counts as deleted. Raises Failure."""
     answer = client.send("DELETE", endpoint(api_url, KEYS_PATH, key_id), access_token)
     if answer.status != 404:
         answer.require_success()
@@ -2241,8 +2657,8 @@ def find_profile(data: "StoreData", api_url: str, name: "Optional[str]") -> "Opt
     if name in profiles:
         return name
     if name:
-        known = ", ".join(sorted(profiles)) or "none"
-        message = f"{api_url} has no profile {name}; available: {known}"
+        known = listed([(each, each) for each in sorted(profiles)])
+        message = f"{api_url} has no profile {quotable(name)}; available: {known}"
         raise Failure(message, "llamactl auth get")
     if not environment.get("requires_auth", True):
         return None
@@ -2390,7 +2806,10 @@ def choose_project(
     choices = [(project.project_id, project.project_name) for project in by_id.values()]
     if project_id:
         if project_id not in by_id:
-            raise Failure(f"project {project_id} not found; available: {listed(choices)}")
+            message = (
+                f"project {quotable(project_id)} not found; available: {listed(choices)}"
+            )
+            raise Failure(message)
         return by_id[project_id]
     if not projects:
         raise Failure(f"no project found; create one {WEB_CONSOLE}")
@@ -2469,7 +2888,8 @@ def refuse_name_of_login(environment: "Environment", name: "Optional[str]") -> N
     """Raise Failure where the profile NAME is a login."""
     profile = environment["profiles"].get(name or "")
     if profile and profile["auth_type"] == OIDC:
-        raise Failure(f"profile {name} is a login", f"llamactl auth logout {name}")
+        hint = f"llamactl auth logout {shell_quoted(name or '')}"
+        raise Failure(f"profile {name} is a login", hint)
 
 
 def store_key_profile(
@@ -2508,10 +2928,19 @@ def forget_waiting_login(app: App, api_url: str, waiting: "WaitingLogin") -> Non
             data["environments"][api_url]["login"] = None
 
 
-def wait_for_approval(
-    app: App, api_url: str, provider: Provider, waiting: "WaitingLogin"
-) -> "Tuple[Session, User]":
-    """The login's tokens, and who the user is, once the code is approved."""
+def forget_waiting_logins(app: App) -> None:
+    """Drop the device codes of all environments."""
+    with app.store.change() as data:
+        for environment in data["environments"].values():
+            environment["login"] = None
+
+
+def wait_for_approval(app: App, api_url: str, waiting: "WaitingLogin") -> "Json":
+    """The token response, once the user has approved the code; raises Failure.
+
+    The waiting login is forgotten when it can come to nothing any more.
+    """
+    provider = pinned_provider(waiting.get("provider"), api_url)
     left = min(waiting["expires_at"] - time.time(), MAX_DAY)
     expires_at = time.monotonic() + left
     form = {
@@ -2525,18 +2954,12 @@ def wait_for_approval(
 
     wait = app.terminal.countdown(expires_at)
     try:
-        answer = poll_for_tokens(
-            poll, waiting["interval"], expires_at, wait, time.monotonic
-        )
+        return poll_for_tokens(poll, waiting["interval"], expires_at, wait, time.monotonic)
     except Failure as failure:
         is_final = not isinstance(failure, (Refused, Unreachable))
         if is_final or time.monotonic() >= expires_at:
             forget_waiting_login(app, api_url, waiting)
         raise
-    forget_waiting_login(app, api_url, waiting)
-    now = time.time()
-    session = Session(app.client, provider, read_tokens(answer, now), lambda tokens: None)
-    return session, read_user(answer.get("id_token"), provider, now)
 
 
 def is_of_user(profile: "Profile", user: User) -> bool:
@@ -2575,16 +2998,42 @@ def choose_project_of_login(
         return None, failure
 
 
-def keep_or_make_key(
-    app: App, api_url: str, session: Session, name: str, known: "Profile"
-) -> "Tuple[str, str, bool]":
-    """The key of the profile NAME, its id, whether it is new: one that works is kept."""
-    key = known.get("api_key")
-    if key and not is_key_gone(app.client, api_url, key):
-        return key, known.get("api_key_id") or "", False
+def make_key(app: App, api_url: str, session: Session, name: str) -> "Tuple[str, str]":
+    """A new API key for the profile NAME, and its id.
+
+    Raises Failure, which names a key that may exist although it is not known here.
+    """
     title = f"{name} llamactl on {app.process.host_name}"
-    key_id, key = create_key(app.client, api_url, session.access_token(), title)
-    return key, key_id, True
+    access_token = session.access_token()
+    try:
+        key_id, key = create_key(app.client, api_url, access_token, title)
+        if key and key_id:
+            return key, key_id
+        if key_id:
+            delete_key(app.client, api_url, access_token, key_id)
+            raise Failure("the server returned an unusable API key", code=EXIT_UNREACHABLE)
+        raise Unreachable("the server returned an unusable API key", Unreachable.UNUSABLE)
+    except Unreachable as failure:
+        if failure.stage == Unreachable.NOT_CONNECTED:
+            raise
+        message = f"{failure.message}; an API key named '{title}' may exist now"
+        raise Failure(message, f"delete the key {WEB_CONSOLE}", EXIT_UNREACHABLE) from None
+
+
+def delete_own_key(app: App, api_url: str, session: Session, key_id: str) -> None:
+    """Delete a key that no profile will hold; warn where that fails."""
+    try:
+        delete_key(app.client, api_url, session.access_token(), key_id)
+    except Failure as failure:
+        app.terminal.warn(f"API key {key_id} may still work: {failure.message}")
+
+
+def revoke_or_warn(app: App, session: Session) -> None:
+    """Revoke a refresh token that no profile will hold; warn where that fails."""
+    try:
+        session.revoke()
+    except Failure as failure:
+        app.terminal.warn(f"the refresh token may not be revoked: {failure.message}")
 
 
 def token_fields(tokens: Tokens) -> "Profile":
@@ -2606,39 +3055,78 @@ def login_profile(
         "email": user.email,
         "api_key_id": key_id,
         "api_key": key,
+        "provider": pinned_fields(session.provider) if session.provider else None,
     }  # type: Profile
-    if session.provider:
-        profile["provider"] = pinned_fields(session.provider)
     profile.update(token_fields(session.tokens))
     profile.update(project_fields(project))
     return profile
 
 
+def profile_of_user(environment: "Environment", name: str, user: User) -> "Profile":
+    """The profile NAME if it is USER's login, else an empty one."""
+    profile = environment["profiles"].get(name)
+    return profile if profile and is_of_user(profile, user) else {}
+
+
+def store_login(
+    app: App,
+    api_url: str,
+    user: User,
+    wanted: "Optional[str]",
+    known: "Profile",
+    new: "Profile",
+) -> "Tuple[str, Profile]":
+    """Store a NEW login and make it current; its name, and the profile that it replaces.
+
+    If that is not the one that was KNOWN, another process logged the same user in, and
+    the key that it stored stays.
+    """
+    with app.store.change() as data:
+        environment = add_environment(data, api_url)
+        name = name_login(environment, user, wanted)
+        replaced = profile_of_user(environment, name, user)
+        key = replaced.get("api_key")
+        if key and key != known.get("api_key"):
+            new["api_key"] = key
+            new["api_key_id"] = replaced.get("api_key_id")
+        environment["profiles"][name] = new
+        environment["current_profile"] = name
+    return name, replaced
+
+
 def finish_login(
-    app: App, args: "Args", api_url: str, session: Session, user: User
+    app: App, args: "Args", api_url: str, waiting: "WaitingLogin", answer: "Json"
 ) -> None:
-    """Choose a project, keep or make a key, and store the profile; raises Failure."""
-    projects = get_projects(app.client, api_url, session.access_token(), args.org)
-    environment = get_environment(app.store.load(), api_url)
-    name = name_login(environment, user, args.name)
-    known = environment["profiles"].get(name, {})
-    if known and not is_of_user(known, user):
-        known = {}
-    current = known.get("project_id")
-    project, missing = choose_project_of_login(app, projects, args.project, current)
-    key, key_id, is_new = keep_or_make_key(app, api_url, session, name, known)
-    profile = login_profile(user, session, project, key, key_id)
-    try:
-        with app.store.change() as data:
-            environment = add_environment(data, api_url)
-            name = name_login(environment, user, args.name)
-            environment["profiles"][name] = profile
-            environment["current_profile"] = name
-    except BaseException:
-        if is_new:  # nobody would know of it
-            with contextlib.suppress(Failure):
-                delete_key(app.client, api_url, session.access_token(), key_id)
-        raise
+    """Make a profile of the token response ANSWER; raises Failure.
+
+    Whatever ends this before the profile is stored, what it made is deleted and revoked.
+    """
+    provider = pinned_provider(waiting.get("provider"), api_url)
+    tokens = read_tokens(answer, time.time())
+    session = Session(app.client, provider, tokens, lambda tokens: None)
+    with contextlib.ExitStack() as undo:
+        undo.callback(revoke_or_warn, app, session)
+        forget_waiting_login(app, api_url, waiting)
+        user = read_user(answer.get("id_token"), provider, time.time())
+        projects = get_projects(app.client, api_url, session.access_token(), args.org)
+        environment = get_environment(app.store.load(), api_url)
+        name = name_login(environment, user, args.name)
+        known = profile_of_user(environment, name, user)
+        current = known.get("project_id")
+        project, missing = choose_project_of_login(app, projects, args.project, current)
+        key = known.get("api_key") or ""
+        key_id = known.get("api_key_id") or ""
+        with uninterrupted():
+            if not key or is_key_gone(app.client, api_url, key):
+                key, key_id = make_key(app, api_url, session, name)
+                undo.callback(delete_own_key, app, api_url, session, key_id)
+            profile = login_profile(user, session, project, key, key_id)
+            name, replaced = store_login(app, api_url, user, args.name, known, profile)
+            undo.pop_all()
+            if profile["api_key"] != key and key != known.get("api_key"):
+                delete_own_key(app, api_url, session, key_id)
+    old_tokens = tokens._replace(refresh_token=replaced.get("refresh_token"))
+    revoke_or_warn(app, Session(app.client, provider, old_tokens, lambda tokens: None))
     app.report(f"logged in as {name}, project {project_label(profile)}")
     if missing:
         raise Failure(missing.message, "llamactl projects use ID", EXIT_USAGE)
@@ -2678,16 +3166,15 @@ def end_login(
         profile.get("refresh_token"),
     )
     session = Session(client, provider, tokens, on_rotation)
+    key = profile.get("api_key") or ""
     key_id = profile.get("api_key_id") or ""
     try:
         require(key_id, "its id is not known")
         delete_key_of_login(session, api_url, key_id)
     except Failure as failure:
-        ending = last_four(profile.get("api_key") or "") or "?"
-        problem = (
-            f"API key {key_id}, which ends in {ending}, may still work: "
-            f"{trouble or failure.message}"
-        )
+        if not key or not is_key_gone(client, api_url, key):
+            name = f"API key {key_id}, which ends in {last_four(key) or '?'},"
+            problem = f"{name} may still work: {trouble or failure.message}"
     try:
         require(provider, trouble)
         session.revoke()
@@ -2897,20 +3384,18 @@ def auth_login(app: App, args: "Args") -> None:
     api_url, environment = check_sign_in(app, args)
     if not environment.get("requires_auth", True):
         raise Failure(f"{api_url} requires no login", "llamactl auth token --project ID")
-    if args.resume:
-        waiting = environment.get("login")
-        if not waiting:
-            raise Failure("no login is waiting", "llamactl auth login --start", EXIT_USAGE)
-        provider = pinned_provider(waiting.get("provider"), api_url)
-    else:
+    waiting = environment.get("login")
+    if args.resume and not waiting:
+        raise Failure("no login is waiting", "llamactl auth login --start", EXIT_USAGE)
+    if not args.resume or not waiting:
         provider = discover_provider(app.client, api_url)
         waiting = request_device_code(app.client, provider, time.time())
     if args.start:
         return start_login(app, api_url, waiting, args.output)
     if not args.resume:
         show_code(app, waiting, args.no_browser)
-    session, user = wait_for_approval(app, api_url, provider, waiting)
-    return finish_login(app, args, api_url, session, user)
+    answer = wait_for_approval(app, api_url, waiting)
+    return finish_login(app, args, api_url, waiting, answer)
 
 
 def auth_get(app: App, args: "Args") -> None:
@@ -2978,6 +3463,7 @@ def auth_logout(app: App, args: "Args") -> None:
         places = [
             (url, name) for url, record in environments for name in record["profiles"]
         ]
+        forget_waiting_logins(app)
     else:
         places = [(current_url(data), pick_profile(app, data, args.name))]
     problems = log_out_each(app, places)
@@ -3003,7 +3489,8 @@ def auth_inject(app: App, args: "Args") -> None:
         readers = " and ".join(unable_readers(value))
         if readers:
             app.terminal.warn(f"{name} needs quotes, which {readers} cannot read")
-    if args.env_file == "-":
+    path = args.env_file or ".env"
+    if path == "-":
         lines = env_lines(values).values()
         return app.terminal.write("\n".join(lines) + "\n")
 
@@ -3011,12 +3498,13 @@ def auth_inject(app: App, args: "Args") -> None:
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError:
-            raise Failure(f"{args.env_file} is not UTF-8 text and is left alone") from None
+            raise Failure(f"{path} is not UTF-8 text and is left alone") from None
         return updated_env(text, values).encode("utf-8")
 
-    with naming_path(args.env_file, "written"):
-        changed = rewrite_file(args.env_file, edit, app.terminal.warn)
-    return app.terminal.say(f"{args.env_file} {'written' if changed else 'is up to date'}")
+    is_named = args.env_file is not None
+    with naming_path(path, "written"):
+        changed, place = rewrite_file(path, edit, is_named, app.terminal.warn)
+    return app.terminal.say(f"{place} {'written' if changed else 'is up to date'}")
 
 
 def auth_exec(app: App, args: "Args") -> int:
@@ -3200,7 +3688,7 @@ def projects_get(app: App, args: "Args") -> None:
         if args.id in (None, project.project_id)
     ]
     if args.id and not rows:
-        raise Failure(f"project {args.id} not found", "llamactl projects get")
+        raise Failure(f"project {quotable(args.id)} not found", "llamactl projects get")
     columns = "NAME=project_name project_id DEPLOYMENTS=deployment_count active org_id"
     app.terminal.show(rows[0] if args.id else rows, args.output, columns)
 
@@ -3315,9 +3803,7 @@ NO_BROWSER = option("--no-browser", "", "only print the address and the code")
 START = option("--start", "", "print them and exit; --resume finishes")
 RESUME = option("--resume", "", "finish what --start began")
 ALL = option("--all", "", "every profile of every environment")
-ENV_FILE = option(
-    "--env-file", "PATH", "the file (default: .env), - for stdout", default=".env"
-)
+ENV_FILE = option("--env-file", "PATH", "the file (default: .env), - for stdout")
 OFFICIAL = option("--from-official", "", "from its profiles.db, which stays as it is")
 OUTPUT = option("-o", "text|json|yaml", "how to print (default: text)", "--output")
 WIDE_OUTPUT = option(
@@ -3464,7 +3950,7 @@ class Parser(argparse.ArgumentParser):
         for argument in extra:
             match = re.match("--?[a-z-]+", argument)
             if match:
-                self.error(f"unknown option {match.group()}")
+                self.error(f"unknown option {quotable(match.group())}")
         if extra:
             self.error("one argument too many")
         for name, value in vars(args).items():
@@ -3582,7 +4068,7 @@ def unknown_command(words: str) -> Failure:
     if words in NOT_OFFERED or group in NOT_OFFERED:
         message = f"`{words}` is not offered here, but by the official client"
         return Failure(message, "llamactl --help", EXIT_USAGE)
-    message = f"there is no command `{words}`"
+    message = f"there is no command `{' '.join(quotable(word) for word in words.split())}`"
     verbs = [command for command in COMMANDS if command.startswith(f"{group} ")]
     if verbs:
         near = get_close_matches(verb, [command.split()[1] for command in verbs], 1)
@@ -3647,11 +4133,11 @@ def main(argv: "Optional[List[str]]" = None) -> int:
         if failure.hint:
             terminal.tell(f"hint: {failure.hint}")
         return failure.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if is_terminal(terminal.input):
             terminal.write_error("\n")
         terminal.write_error("interrupted\n")
-        return EXIT_INTERRUPTED
+        return 128 + getattr(interrupt, "number", 2)  # as a shell has it; 2 is Ctrl-C's
     except BrokenPipeError:
         terminal.abandon(1)
         return EXIT_DONE

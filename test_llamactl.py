@@ -21,6 +21,7 @@ import fcntl
 import gc
 import html
 import http.server
+import importlib
 import io
 import itertools
 import json
@@ -184,6 +185,7 @@ FAULTS = {
     "redirect": {"to": "/", "status": 302},
     "loop": {"status": 302},
     "garbage": {},
+    "chunks": {"body": b""},
 }
 
 
@@ -1003,6 +1005,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def fault_garbage(self, answer, options):
         self._send_last(b"\x00\xff\x16\x03garbage, not HTTP\r\n\r\n\x1b[2J")
 
+    def fault_chunks(self, answer, options):
+        """The body in chunks of two bytes."""
+        head, _ = self._parts(
+            reply(b""),
+            content_length=None,
+            transfer_encoding="chunked",
+            content_type="application/json",
+        )
+        body = options["body"]
+        pieces = [
+            b"2\r\n" + body[at : at + 2] + b"\r\n" for at in range(0, len(body) - 1, 2)
+        ]
+        rest = body[len(body) // 2 * 2 :]
+        pieces.append(b"1\r\n" + rest + b"\r\n" if rest else b"")
+        self._send_last(head, b"".join(pieces), b"0\r\n\r\n")
+
 
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
@@ -1553,7 +1571,7 @@ NETWORK_MODULES = {"urllib", "ssl", "http", "socket", "email"}
 ALLOWED_MODULES = set(
     "argparse contextlib errno json os re stat sys time collections io base64 getpass "
     "warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
-    "threading difflib traceback textwrap typing email".split()
+    "threading difflib traceback textwrap typing email pwd shlex".split()
 )
 
 
@@ -1790,6 +1808,10 @@ class House(unittest.TestCase):
             "O_BINARY",
             "O_NOFOLLOW",
             "O_NONBLOCK",
+            "SIGINT",
+            "SIGHUP",
+            "SIGQUIT",
+            "SIGTERM",
         }  # no variables
         self.assertLessEqual({"LLAMA_CLOUD_API_KEY", "CI", "APPDATA", "DISPLAY"}, read)
         self.assertEqual(
@@ -1806,7 +1828,6 @@ class House(unittest.TestCase):
             "EXIT_UNREACHABLE": 5,
             "EXIT_NOT_EXECUTABLE": 126,
             "EXIT_NOT_FOUND": 127,
-            "EXIT_INTERRUPTED": 130,
             "ANSWER_TIMEOUT": 10,
             "PAUSE_TIMEOUT": 10,
             "WHOLE_TIMEOUT": 60,
@@ -1842,17 +1863,50 @@ class House(unittest.TestCase):
 
 
 class StartUp(CommandCase):
-    def run_python(self, *argv, stdin=None, env=()):
+    def run_python(self, *argv, stdin=None, env=(), cwd=None):
         process = subprocess.Popen(
             [sys.executable] + list(argv),
             env=dict(self.env, **dict(env)),
-            cwd=self.home,
+            cwd=cwd or self.home,
             stdin=stdin or subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         out, err = process.communicate(timeout=30)
         return self.note(process.returncode, out, err)
+
+    def test_modules_beside_the_script_are_not_imported(self):
+        """Nor those in the working folder, when it came in on stdin."""
+        self.with_profile()
+        folder = os.path.join(self.home, "downloads")
+        os.mkdir(folder)
+        for name in (
+            "argparse base64 collections contextlib difflib email errno getpass http json "
+            "os pwd re shlex signal socket ssl stat threading time traceback typing urllib"
+        ).split():
+            with open(os.path.join(folder, name + ".py"), "w") as file:
+                file.write("import sys; sys.exit('%s was imported')\n" % name)
+        script = os.path.join(folder, "llamactl.py")
+        shutil.copy(PROGRAM, script)
+        link = os.path.join(self.home, "link")
+        os.symlink(script, link)
+        expected = self.done("projects", "get").out
+        for name, argv, stdin in (
+            ("a script", [script], None),
+            ("a script in the working folder", ["llamactl.py"], None),
+            ("a link", [link], None),
+            ("-", ["-"], script),
+            ("isolated", ["-I", script], None),
+            ("without site", ["-S", script], None),
+        ):
+            with self.subTest(name), open(stdin or os.devnull, "rb") as source:
+                result = self.run_python(
+                    *argv + ["projects", "get"],
+                    stdin=source,
+                    cwd=folder,
+                    env={"PYTHONPATH": ""},
+                )
+                self.expect(result, 0, expected)
 
     def test_ways_to_start_it(self):
         self.with_profile()
@@ -3641,6 +3695,26 @@ class EnvText(unittest.TestCase):
             self.assertEqual(text, after[: len(text)])
             self.assertEqual(self.updated(""), after[len(text) :])
 
+    def test_no_line_takes_long(self):
+        """Twice the length takes twice the time, not four times."""
+        for start, filler, end in (
+            ("LLAMA_CLOUD_API_KEY=", " ", "x"),
+            ("LLAMA_CLOUD_API_KEY", " ", ""),
+            ("", " ", "x"),
+            ("A=b", " ", "#"),
+            ("A='", "\\", ""),
+            ("A=", "'", ""),
+            ("", "export ", "A=1"),
+            ("", "a", "=1"),
+            ("A=", "\\", "\n"),
+            ("A=", '"" ', "\n"),
+        ):
+            with self.subTest(start=start, filler=filler, end=end):
+                text = start + filler * 200000 + end
+                started = time.monotonic()
+                self.updated(text)
+                self.assertLess(time.monotonic() - started, 2)
+
 
 ENV_VALUES = (
     "a",
@@ -3917,6 +3991,23 @@ class Questions(SignalCase):
                     self.assertLessEqual(shown.count("\n"), 6)
         self.assertEqual(self.store_text(), before)
 
+    def test_signals_at_the_hidden_prompt_leave_the_echo_on(self):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            with self.subTest(signal=number):
+                command = [sys.executable, PROGRAM, "auth", "token"]
+                screen = Screen(command, self.env, self.home)
+                try:
+                    before = termios.tcgetattr(screen.master)
+                    screen.wait_for("API key for", 15)
+                    while termios.tcgetattr(screen.master) == before:
+                        time.sleep(0.01)  # until the prompt has turned the echo off
+                    screen.process.send_signal(number)
+                    self.assertEqual(screen.finish(15), 128 + number)
+                    self.assertEqual(termios.tcgetattr(screen.master), before)
+                finally:
+                    screen.close()
+                self.note(0, b"", bytes(screen.seen))
+
     def test_where_nobody_can_be_asked(self):
         self.two_profiles()
         quiet = 'exec "$0" "$@" 2> error.txt'
@@ -3960,7 +4051,7 @@ class Questions(SignalCase):
         before = self.store_text()
         self.interrupted(["auth", "login"], "left", b"\x03")
         result = self.pty(["auth", "login"], [("left", None)])
-        self.assertIn(result.code, (130, -signal.SIGHUP))
+        self.assertEqual(result.code, 129)
         self.assertEqual(
             (self.store_text(), os.listdir(self.folder).count("profiles.json.new")),
             (before, 0),
@@ -4292,6 +4383,11 @@ def locked(path):
         yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def has_a_shared_group():
+    """Whether our group may have other members: it is not root's and not ours alone."""
+    return os.getegid() not in (0, os.geteuid())
+
+
 def without_fsync():
     """Only a power cut tells the difference, and a busy disk takes its time for each of
     them."""
@@ -4558,7 +4654,12 @@ class StoreFolderTest(DiskCase):
 
     def test_a_folder_that_others_can_write_to_is_a_warning_and_stays(self):
         self.cloud = self.cloud_server()
-        for mode, warned in ((0o777, True), (0o770, True), (0o702, True), (0o755, False)):
+        for mode, warned in (
+            (0o777, True),
+            (0o770, has_a_shared_group()),
+            (0o702, True),
+            (0o755, False),
+        ):
             for command in (
                 ("auth", "get"),
                 ("auth", "use", "main"),
@@ -4763,7 +4864,7 @@ class EnvCrash:
                 content.decode(), {"LLAMA_CLOUD_API_KEY": value}
             ).encode()
 
-        llamactl.rewrite_file(self.path, edit, lambda text: None)
+        llamactl.rewrite_file(self.path, edit, True, lambda text: None)
 
     def write(self):
         self.set(KEY)
@@ -5041,6 +5142,599 @@ class FullDiskTest(DiskCase):
 
 
 # ========================================================================================
+# disk: two accounts and root: nobody's key in, or from, somebody else's file
+# ========================================================================================
+
+ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+ANN, MALLORY = 54321, 54322  # uids that nobody has
+set_groups = getattr(os, "setgroups", None)  # as it is where a test replaces it
+ACL = "system.posix_acl_access"
+
+
+def acl(*entries):
+    """A POSIX ACL as the kernel stores it; an entry is (tag, permissions, uid or gid)."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in entries)
+
+
+# its owner rw, the user MALLORY r, the group nothing, the mask r, others nothing
+SHARED_WITH_MALLORY = acl(
+    (0x01, 6, 0xFFFFFFFF),
+    (0x02, 4, MALLORY),
+    (0x04, 0, 0xFFFFFFFF),
+    (0x10, 4, 0xFFFFFFFF),
+    (0x20, 0, 0xFFFFFFFF),
+)
+
+
+class TwoAccounts(DiskCase):
+    """Folders and files of several users; commands run as any of them."""
+
+    def setUp(self):
+        if not ROOT:
+            self.skipTest("needs root, to be two users")
+        super().setUp()
+        self.start_anew()
+
+    # what a child that is not root could not import: the interpreter may be root's alone
+    PRELOADED = ("difflib", "encodings.utf_8_sig", "getpass", "pwd", "shlex", "traceback")
+
+    def start_anew(self):
+        """An empty place for the next case, with the store's folder in it."""
+        self.place = tempfile.mkdtemp(dir=self.home)
+        for folder in (self.home, self.place):
+            os.chmod(folder, 0o755)
+        self.folder = os.path.join(self.place, "conf")
+        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
+
+    def make(self, path, owner=0, mode=0o600, content=None, target=None, group=None):
+        """A file with CONTENT, a link to TARGET, else a folder, of OWNER's."""
+        path = os.path.join(self.place, path)
+        if target is not None:
+            os.symlink(os.path.join(self.place, target), path)
+        elif content is None:
+            os.mkdir(path)
+        else:
+            with open(path, "wb") as file:
+                file.write(content)
+        os.chown(path, owner, owner if group is None else group, follow_symlinks=False)
+        if target is None:
+            os.chmod(path, mode)
+        return path
+
+    def make_two(self, path, other, owner):
+        """A file of OWNER's that has two names."""
+        os.link(self.make(path, owner, 0o600, b"A=1\n"), os.path.join(self.place, other))
+
+    def call_as(self, uid, *argv, gid=None, cwd=None, **options):
+        """The command run as UID, with GID and no other groups, by a process of its own."""
+        for module in self.PRELOADED:
+            importlib.import_module(module)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.chdir(cwd or self.place)
+                set_groups([])
+                os.setresgid(*[uid if gid is None else gid] * 3)
+                os.setresuid(uid, uid, uid)
+                result = list(self.call(*argv, **options))
+            except BaseException as error:
+                result = [-1, "", repr(error)]
+            os.write(write, json.dumps(result).encode("ascii"))
+            os._exit(0)
+        os.close(write)
+        os.waitpid(child, 0)
+        with open(read, "rb") as pipe:
+            result = Result(*load(pipe.read().decode("ascii")))
+        return self.note(result.code, result.out.encode(), result.err.encode())
+
+    def owner(self, path):
+        status = os.lstat(os.path.join(self.place, path))
+        return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+
+    def refused(self, result, *names):
+        """One error line with NAMES, and no key in any file but the store."""
+        self.assert_one_error(result, 1)
+        for name in names:
+            self.assertIn(name, result.err)
+        for path, (_, _, _, content) in tree(self.home).items():
+            if "profiles.json" not in path and isinstance(content, bytes):
+                self.assertNotIn(KEY.encode(), content, path)
+
+
+class WhoseEnv(TwoAccounts):
+    """behaviour.md, .env, "Whose file"."""
+
+    INJECT = ("auth", "inject")
+
+    def setUp(self):
+        super().setUp()
+        self.env.update(self.of_variables_alone())
+
+    def of_variables_alone(self):
+        return {"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-alpha"}
+
+    def test_root_in_a_users_folder_writes_only_what_it_names(self):
+        folder = self.make("m", MALLORY, 0o755)
+        path = os.path.join(folder, ".env")
+        for before in (None, b"A=1\n"):
+            if before:
+                self.make("m/.env", MALLORY, content=before)
+            result = self.call_as(0, *self.INJECT, cwd=folder)
+            self.refused(result, "belongs to uid %d" % MALLORY, "--env-file " + path)
+            self.assertEqual(content_of(path), before)
+
+    def test_root_deploys_for_a_service_user(self):
+        """What root names in a user's folder becomes that user's, and is said to."""
+        folder = self.make("srv", MALLORY, 0o755)
+        path = os.path.join(folder, ".env")
+        for before in (None, b"A=1\n"):
+            with self.subTest(before=before):
+                if before:
+                    self.make("srv/.env", MALLORY, content=before)
+                result = self.call_as(0, *self.INJECT, "--env-file", path)
+                self.assertEqual((result.code, result.out), (0, ""), result.err)
+                self.assertIn("%s, owned by uid %d written" % (path, MALLORY), result.err)
+                self.assertEqual(self.owner("srv/.env"), (MALLORY, MALLORY, 0o600))
+                self.assertIn(KEY.encode(), file_bytes(path))
+                self.assertEqual(os.listdir(folder), [".env"])
+                os.unlink(path)
+        deep = os.path.join(folder, "new", "app.env")
+        self.assertEqual(self.call_as(0, *self.INJECT, "--env-file", deep).code, 0)
+        self.assertEqual(self.owner("srv/new"), (MALLORY, MALLORY, 0o700))
+
+    def test_root_names_a_file_in_a_users_folder_that_is_not_that_users_alone(self):
+        for name, make in (
+            ("root's own file", lambda: self.make("m/.env", 0, 0o644, b"log\n")),
+            ("others can read it", lambda: self.make("m/.env", MALLORY, 0o644, b"A=1\n")),
+            ("ann's", lambda: self.make("m/.env", ANN, 0o600, b"A=1\n")),
+            ("two names", lambda: self.make_two("m/.env", "m/x", MALLORY)),
+            ("a link to root's", lambda: self.make("m/.env", MALLORY, target="root.txt")),
+        ):
+            folder = self.make("m", MALLORY, 0o755)
+            path = os.path.join(folder, ".env")
+            self.make("root.txt", 0, 0o600, b"root's\n")
+            with self.subTest(name):
+                make()
+                before = file_bytes(path)
+                self.refused(self.call_as(0, *self.INJECT, "--env-file", path))
+                self.assertEqual(file_bytes(path), before)
+            self.start_anew()
+
+    def test_root_in_a_folder_of_its_own(self):
+        """A service user's file is written where it is named; else nobody's but root's."""
+        folder = self.make("etc", 0, 0o755)
+        path = self.make("etc/.env", MALLORY, 0o640, b"A=1\n")
+        self.refused(self.call_as(0, *self.INJECT, cwd=folder), "--env-file " + path)
+        result = self.call_as(0, *self.INJECT, "--env-file", path)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertEqual(self.owner("etc/.env"), (MALLORY, MALLORY, 0o640))
+        self.assertIn(KEY.encode(), file_bytes(path))
+
+    def test_a_user_in_a_folder_of_others(self):
+        for name, folder_owner, folder_mode, make in (
+            (
+                "a file of mallory's",
+                0,
+                0o1777,
+                lambda: self.make("d/.env", MALLORY, 0o666, b"A=1\n"),
+            ),
+            (
+                "a lock of mallory's",
+                0,
+                0o1777,
+                lambda: self.make("d/.env.llamactl-lock", MALLORY, 0o666, b""),
+            ),
+            (
+                "a link of mallory's",
+                0,
+                0o1777,
+                lambda: self.make("d/.env", MALLORY, target="there"),
+            ),
+            (
+                "mallory's folder and file",
+                MALLORY,
+                0o777,
+                lambda: self.make("d/.env", MALLORY, 0o666, b"A=1\n"),
+            ),
+            (
+                "ann's own file, which others can read",
+                MALLORY,
+                0o777,
+                lambda: self.make("d/.env", ANN, 0o644, b"A=1\n"),
+            ),
+        ):
+            with self.subTest(name):
+                folder = self.make("d", folder_owner, folder_mode)
+                make()
+                for argv in (self.INJECT, self.INJECT + ("--env-file", folder + "/.env")):
+                    result = self.call_as(ANN, *argv, cwd=folder)
+                    self.refused(result)
+                    if "mallory" in name:
+                        self.assertRegex(result.err, "belongs to uid %d" % MALLORY)
+                        self.assertIn(
+                            "hint: llamactl auth inject --env-file -\n", result.err
+                        )
+            self.start_anew()
+
+    def test_a_user_in_a_shared_folder_with_a_private_file(self):
+        for owner, mode in ((0, 0o1777), (MALLORY, 0o777)):
+            folder = self.make("d", owner, mode)
+            for _ in range(2):
+                self.assertEqual(self.call_as(ANN, *self.INJECT, cwd=folder).code, 0)
+                self.assertEqual(self.owner("d/.env"), (ANN, ANN, 0o600))
+            self.start_anew()
+
+    def test_no_file_of_a_stranger_is_written_in_place(self):
+        """Nor one that took the place of the file that was read."""
+        folder = self.make("d", ANN, 0o555)  # takes no new file
+        path = self.make("d/.env", ANN, 0o600, b"A=1\n")
+        result = self.call_as(ANN, *self.INJECT, cwd=folder)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn("in place", result.err)
+        os.unlink(path)
+        self.make("d/.env", 0, 0o666, b"A=1\n")
+        os.link(path, os.path.join(self.place, "second"))
+        self.refused(self.call_as(ANN, *self.INJECT, cwd=folder))
+
+    def test_a_link_is_named(self):
+        """A clone may hold `.env -> ../.bashrc`: its user must see that."""
+        self.make("clone", ANN, 0o755)
+        self.make("my.env", ANN, 0o600, b"# mine\n")
+        self.make("clone/.env", ANN, target="my.env")
+        os.chown(self.place, ANN, ANN)
+        result = self.call_as(ANN, *self.INJECT, cwd=os.path.join(self.place, "clone"))
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn(".env (a link to %s/my.env) written" % self.place, result.err)
+
+    def test_openshift(self):
+        """A random uid of group 0 in folders that the image gave to that group."""
+        folder = self.make("app", 1001, 0o775, group=0)
+        for before in (None, b"A=1\n"):
+            if before:
+                self.make("app/.env", 1001, 0o660, before, group=0)
+            result = self.call_as(ANN, *self.INJECT, cwd=folder, gid=0)
+            self.assertEqual((result.code, "warning" in result.err), (0, False), result.err)
+            self.assertIn(KEY.encode(), file_bytes(folder + "/.env"))
+            os.unlink(folder + "/.env")
+
+    def test_acl_and_attributes_are_kept(self):
+        folder = self.make("d", ANN, 0o755)
+        path = self.make("d/.env", ANN, 0o600, b"A=1\n")
+        try:
+            os.setxattr(path, ACL, SHARED_WITH_MALLORY)
+            os.setxattr(path, "user.note", b"mine")
+        except OSError as error:
+            self.skipTest("no ACL on this file system: %s" % error)
+        before = self.owner("d/.env")
+        self.assertEqual(self.call_as(ANN, *self.INJECT, cwd=folder).code, 0)
+        self.assertEqual(os.getxattr(path, ACL), SHARED_WITH_MALLORY)
+        self.assertEqual(os.getxattr(path, "user.note"), b"mine")
+        self.assertEqual(self.owner("d/.env"), before)
+
+    def test_an_acl_that_cannot_be_kept_gives_nobody_access(self):
+        folder = self.make("d", ANN, 0o755)
+        path = self.make("d/.env", ANN, 0o600, b"A=1\n")
+        try:
+            os.setxattr(path, ACL, SHARED_WITH_MALLORY)
+        except OSError as error:
+            self.skipTest("no ACL on this file system: %s" % error)
+        with unittest.mock.patch.object(
+            os, "setxattr", side_effect=OSError(errno.EPERM, "no")
+        ):
+            self.assertEqual(self.call_as(ANN, *self.INJECT, cwd=folder).code, 0)
+        self.assertEqual(self.owner("d/.env")[2], 0o600)
+        self.assertNotIn(ACL, os.listxattr(path))
+
+    def test_an_acl_that_the_folder_gives_is_not_taken(self):
+        folder = self.make("d", ANN, 0o755)
+        path = self.make("d/.env", ANN, 0o640, b"A=1\n")
+        entries = (
+            (0x01, 7, 0xFFFFFFFF),
+            (0x02, 7, MALLORY),
+            (0x04, 0, 0xFFFFFFFF),
+            (0x10, 7, 0xFFFFFFFF),
+            (0x20, 0, 0xFFFFFFFF),
+        )
+        try:
+            os.setxattr(folder, "system.posix_acl_default", acl(*entries))
+        except OSError as error:
+            self.skipTest("no ACL on this file system: %s" % error)
+        self.assertEqual(self.call_as(ANN, *self.INJECT, cwd=folder).code, 0)
+        self.assertNotIn(ACL, os.listxattr(path))
+        self.assertEqual(self.owner("d/.env"), (ANN, ANN, 0o640))
+
+
+class WhoseStore(TwoAccounts):
+    """behaviour.md, "Whose files"."""
+
+    ADD = ("environments", "add", "https://added.example", "--no-verify")
+    ALL = (
+        ("auth", "get"),
+        ("config",),
+        ADD,
+        ("auth", "use", "main"),
+        ("auth", "logout", "--all"),
+        ("auth", "inject", "--env-file", "-"),
+    )
+
+    def store_of(self, key=KEY):
+        record = {
+            "requires_auth": True,
+            "current_profile": "main",
+            "profiles": {"main": {"auth_type": "token", "api_key": key, "project_id": "p"}},
+        }
+        data = {
+            "version": 1,
+            "current_environment": "https://m.example",
+            "environments": {"https://m.example": record},
+        }
+        return json.dumps(data).encode("ascii")
+
+    def test_a_strangers_store_is_refused(self):
+        """Its folder, its file, its lock, or a link to them: nothing is read or changed."""
+        for name, make in (
+            (
+                "folder",
+                lambda: (
+                    self.make("conf", MALLORY, 0o777),
+                    self.make("conf/profiles.json", ANN, 0o600, self.store_of()),
+                ),
+            ),
+            (
+                "file",
+                lambda: (
+                    self.make("conf", 0, 0o1777),
+                    self.make("conf/profiles.json", MALLORY, 0o666, self.store_of()),
+                ),
+            ),
+            (
+                "damaged file",
+                lambda: (
+                    self.make("conf", ANN, 0o777),
+                    self.make("conf/profiles.json", MALLORY, 0o666, b"{"),
+                ),
+            ),
+            (
+                "lock",
+                lambda: (
+                    self.make("conf", ANN, 0o777),
+                    self.make("conf/profiles.json.lock", MALLORY, 0o666, b""),
+                ),
+            ),
+            (
+                "link to the file",
+                lambda: (
+                    self.make("conf", 0, 0o1777),
+                    self.make("profiles.json", ANN, 0o600, self.store_of()),
+                    self.make("conf/profiles.json", MALLORY, target="profiles.json"),
+                ),
+            ),
+            (
+                "link to the folder",
+                lambda: (
+                    self.make("there", ANN, 0o700),
+                    self.make("conf", MALLORY, target="there"),
+                ),
+            ),
+        ):
+            make()
+            before = {path: entry[0::3] for path, entry in tree(self.place).items()}
+            for command in self.ALL:
+                with self.subTest(name, command=command):
+                    result = self.call_as(ANN, *command)
+                    self.assert_one_error(result, 1, "belongs to uid %d" % MALLORY)
+                    self.assertIn(
+                        "hint: run llamactl as uid %d, or export" % MALLORY, result.err
+                    )
+                    after = {path: entry[0::3] for path, entry in tree(self.place).items()}
+                    self.assertEqual(after, before)
+            with self.subTest(name, command="of variables"):
+                result = self.call_as(
+                    ANN,
+                    "config",
+                    env={"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "p"},
+                )
+                self.assertEqual(result.code, 0, result.err)
+            self.start_anew()
+
+    def test_root_with_a_users_home_works_as_that_user(self):
+        """Who would else be locked out."""
+        home = self.make("ann", ANN, 0o700)
+        env = {"HOME": home, "LLAMACTL_CONFIG_DIR": ""}
+        for _ in range(2):
+            result = self.call_as(0, *self.ADD, env=env)
+            self.assertEqual(result.code, 0, result.err)
+            self.assertIn("warning: %s" % home, result.err)
+            self.assertIn("belongs to uid %d" % ANN, result.err)
+            for path, mode in (
+                ("", 0o700),
+                ("/.config", 0o700),
+                ("/.config/llamactl", 0o700),
+                ("/.config/llamactl/profiles.json", 0o600),
+            ):
+                self.assertEqual(self.owner("ann" + path), (ANN, ANN, mode), path)
+        self.assertEqual(self.call_as(ANN, *self.ADD, env=env).code, 0)
+
+    def test_root_follows_no_link_of_a_user_to_another_file(self):
+        for name, make in (
+            (
+                "a file of root's",
+                lambda: (
+                    self.make("ann/.config/llamactl", ANN, 0o700),
+                    self.make("secret", 0, 0o600, b"root's"),
+                    self.make("ann/.config/llamactl/profiles.json", ANN, target="secret"),
+                ),
+            ),
+            (
+                "a file of root's that all can read",
+                lambda: (
+                    self.make("ann/.config/llamactl", ANN, 0o700),
+                    self.make("secret", 0, 0o644, b"root's"),
+                    self.make("ann/.config/llamactl/profiles.json", ANN, target="secret"),
+                ),
+            ),
+            (
+                "a folder of root's",
+                lambda: (
+                    self.make("roots", 0, 0o755),
+                    self.make("ann/.config/llamactl", ANN, target="roots"),
+                ),
+            ),
+            (
+                "a file of mallory's",
+                lambda: (
+                    self.make("ann/.config/llamactl", ANN, 0o700),
+                    self.make("secret", MALLORY, 0o666, b"mallory's"),
+                    self.make("ann/.config/llamactl/profiles.json", ANN, target="secret"),
+                ),
+            ),
+        ):
+            home = self.make("ann", ANN, 0o755)
+            self.make("ann/.config", ANN, 0o755)
+            make()
+            before = {path: entry[0::3] for path, entry in tree(self.place).items()}
+            for command in (("auth", "get"), self.ADD, ("auth", "logout", "--all")):
+                with self.subTest(name, command=command):
+                    result = self.call_as(
+                        0, *command, env={"HOME": home, "LLAMACTL_CONFIG_DIR": ""}
+                    )
+                    self.assert_one_error(result, 1)
+                    after = {path: entry[0::3] for path, entry in tree(self.place).items()}
+                    self.assertEqual(after, before)
+            self.start_anew()
+
+    def test_where_root_cannot_become_the_user(self):
+        home = self.make("ann", ANN, 0o700)
+        for name in ("setgroups", "setegid", "seteuid"):
+            with self.subTest(name):
+                real = getattr(os, name)
+
+                def fail(value, real=real):
+                    if value in ([], ANN):
+                        raise OSError(errno.EPERM, "Operation not permitted")
+                    real(value)
+
+                with unittest.mock.patch.object(os, name, fail):
+                    result = self.call_as(
+                        0, *self.ADD, env={"HOME": home, "LLAMACTL_CONFIG_DIR": ""}
+                    )
+                self.assert_one_error(result, 1, "whom root cannot become")
+                self.assertEqual(os.listdir(home), [])
+
+    def test_what_must_go_on_working(self):
+        for name, uid, gid, make in (
+            (
+                "a random uid of group 0",
+                ANN,
+                0,
+                lambda: (
+                    self.make("conf", 1001, 0o775, group=0),
+                    self.make("conf/profiles.json", 1001, 0o660, self.store_of(), group=0),
+                ),
+            ),
+            (
+                "an image with root's store",
+                ANN,
+                ANN,
+                lambda: (
+                    self.make("conf", 0, 0o755),
+                    self.make("conf/profiles.json", 0, 0o644, self.store_of()),
+                ),
+            ),
+            (
+                "a link of a dotfile manager",
+                ANN,
+                ANN,
+                lambda: (
+                    self.make("dotfiles", ANN, 0o700),
+                    self.make("dotfiles/profiles.json", ANN, 0o600, self.store_of()),
+                    self.make("conf", ANN, target="dotfiles"),
+                ),
+            ),
+            (
+                "a mounted Secret",
+                ANN,
+                ANN,
+                lambda: (
+                    self.make("conf", 0, 0o755),
+                    self.make("conf/..2024", 0, 0o755),
+                    self.make("conf/..2024/profiles.json", 0, 0o644, self.store_of()),
+                    self.make("conf/..data", 0, target="conf/..2024"),
+                    self.make("conf/profiles.json", 0, target="conf/..data/profiles.json"),
+                ),
+            ),
+        ):
+            make()
+            with self.subTest(name):
+                for command in (("auth", "get"), ("config", "-o", "json")):
+                    result = self.call_as(uid, *command, gid=gid)
+                    self.assertEqual((result.code, result.err), (0, ""))
+                    self.assertIn("https://m.example", result.out)
+            self.start_anew()
+
+    def test_a_group_with_members_counts(self):
+        folder = self.make("conf", ANN, 0o700)
+        path = self.make("conf/profiles.json", ANN, 0o600, self.store_of())
+        for group, mode, warned in (
+            (MALLORY, 0o640, True),
+            (MALLORY, 0o660, True),
+            (ANN, 0o660, False),
+            (0, 0o640, False),
+            (ANN, 0o604, True),
+            (ANN, 0o600, False),
+        ):
+            with self.subTest(group=group, mode=oct(mode)):
+                os.chown(path, ANN, group)
+                os.chmod(path, mode)
+                result = self.call_as(ANN, "auth", "get")
+                self.assertEqual("run: chmod 600 " + path in result.err, warned, result.err)
+        for group, mode, warned in (
+            (MALLORY, 0o770, True),
+            (ANN, 0o770, False),
+            (0, 0o770, False),
+            (ANN, 0o702, True),
+        ):
+            with self.subTest(group=group, mode=oct(mode)):
+                os.chown(folder, ANN, group)
+                os.chmod(folder, mode)
+                result = self.call_as(ANN, "auth", "get")
+                self.assertEqual(
+                    "run: chmod go-w " + folder in result.err, warned, result.err
+                )
+
+
+class StrangerBySeam(DiskCase):
+    """Without root: we are somebody else than who made the files."""
+
+    def setUp(self):
+        super().setUp()
+        if not hasattr(os, "geteuid"):
+            self.skipTest("there are no owners here")
+        self.cloud = self.cloud_server()
+        self.with_profile()
+        real = os.geteuid()
+        for name in ("geteuid", "getegid"):
+            patcher = unittest.mock.patch.object(os, name, return_value=real + 4242)
+            self.addCleanup(patcher.stop)
+            patcher.start()
+
+    def test_store_and_env(self):
+        if ROOT:
+            self.skipTest("root's files are everybody's")
+        before = tree(self.home)
+        for command in (("auth", "get"), ("projects", "get"), self.ALWAYS_WRITERS[0]):
+            self.assert_one_error(self.call(*command), 1, "belongs to")
+        path = os.path.join(self.home, ".env")
+        with open(path, "w") as file:
+            file.write("A=1\n")
+        before = tree(self.home)
+        result = self.call("auth", "inject", "--env-file", path, env=self.of_variables())
+        self.assert_one_error(result, 1, "belongs to")
+        self.assertEqual((tree(self.home), self.cloud.requests), (before, []))
+
+
+# ========================================================================================
 # disk: the .env, written
 # ========================================================================================
 
@@ -5123,7 +5817,7 @@ class EnvFile(Case):
             (0o600, False),
             (0o400, False),
             (0o700, False),
-            (0o640, True),
+            (0o640, has_a_shared_group()),
             (0o644, True),
             (0o604, True),
             (0o444, True),
@@ -6354,6 +7048,7 @@ KEY_DELETED = dict(
         (
             "truncated",
             "short length",
+            "bad chunk",
             "html",
             "not JSON",
             "wrong shape",
@@ -6882,6 +7577,49 @@ class ServerWords(NetworkCase):
         ):
             self.assertIn("400", self.error(400, body, x_request_id=KEY))
 
+    def test_a_long_list_is_cut(self):
+        """80,000 projects and a wrong --project made one line of 3.5 MB."""
+        self.cloud.projects = [
+            {
+                "project_id": "project-%d" % number,
+                "project_name": None,
+                "deployment_count": 0,
+            }
+            for number in range(80000)
+        ]
+        for argv in (
+            ["projects", "use", "nope"],
+            ["projects", "use"],
+            TOKEN_BOTH[:-1] + ["nope"],
+        ):
+            with self.subTest(argv=argv):
+                error = self.fails(*argv)
+                self.assertIn("project-19, and 79980 more", error)
+                self.assertNotIn("project-20", error)
+
+    def test_small_chunks_take_little_memory(self):
+        """Each was an object of its own until the last had come."""
+        body = json.dumps({"projects": [], "filler": "x" * 500000}).encode("ascii")
+        script = (
+            "import resource, sys\nsys.argv = sys.argv[1:]\nsys.path.insert(0, %r)\n"
+            "import llamactl, threading, http.client, urllib.request, ssl\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "code = llamactl.main(sys.argv[1:])\n"
+            "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "sys.exit(code or ('grew by %%d KiB' %% (after - before)))\n" % HERE
+        )
+        self.cloud.fault(PROJECT_LIST, "chunks", 9, body=body)
+        process = subprocess.Popen(
+            PYTHON + ["-c", script, "-", "projects", "get"],
+            env=self.env,
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = process.communicate(timeout=60)
+        (grown,) = re.findall("grew by ([0-9]+) KiB", err.decode())
+        self.assertLess(int(grown), 20000)
+
     def test_a_gateway_that_answers_a_poll(self):
         # A 4xx is 1 whatever its body, and the error says which status it was.
         self.cloud.fault(TOKEN, "status", status=403, body="<html>Blocked</html>")
@@ -6920,13 +7658,31 @@ class Tls(TlsCase):
         result = self.process("projects", "get", env=env)
         self.assertEqual((0, False), (result.code, os.path.exists(path)), result.err)
 
-    @unittest.skipUnless(hasattr(ssl, "TLSVersion"), "3.6 cannot say which it takes")
-    def test_nothing_below_1_2(self):
-        with unittest.mock.patch.object(
-            ssl.SSLContext, "minimum_version", new_callable=unittest.mock.PropertyMock
-        ) as minimum:
+    def least_version(self, policy):
+        """What the program demands where the system's policy demands POLICY."""
+        context = types.SimpleNamespace(
+            minimum_version=policy,
+            hostname_checks_common_name=True,
+            load_default_certs=lambda: None,
+            load_verify_locations=lambda file, folder: None,
+        )
+        fake = types.SimpleNamespace(**vars(ssl))
+        fake.SSLContext = lambda protocol: context
+        with unittest.mock.patch.dict(sys.modules, ssl=fake):
             llamactl.tls_context(llamactl.read_process())
-        minimum.assert_called_with(ssl.TLSVersion.TLSv1_2)
+        self.assertIs(context.hostname_checks_common_name, False)
+        return context.minimum_version
+
+    @unittest.skipUnless(hasattr(ssl, "TLSVersion"), "3.6 cannot say which it takes")
+    def test_at_least_1_2_and_what_the_system_asks(self):
+        versions = ssl.TLSVersion
+        for policy, least in (
+            (versions.MINIMUM_SUPPORTED, versions.TLSv1_2),
+            (versions.TLSv1_2, versions.TLSv1_2),
+            (versions.TLSv1_3, versions.TLSv1_3),
+        ):
+            with self.subTest(policy=policy):
+                self.assertEqual(self.least_version(policy), least)
 
     def test_wrong_host(self):
         real = socket.getaddrinfo
@@ -7067,6 +7823,16 @@ class NamedUrls(TlsCase):
                 self.cloud.discovery_overrides = {"discovery_url": url}
                 self.refused(url)
 
+    def test_an_environment_on_this_machine_names_http_on_this_machine_alone(self):
+        self.cloud, self.url = self.plain.cloud, self.plain.url
+        self.with_profile()
+        for name in self.NAMES + ("discovery_url",):
+            with self.subTest(name=name):
+                url = {name: "http://id.example/" + name}
+                self.cloud.configuration_overrides = url
+                self.cloud.discovery_overrides = url if name == "discovery_url" else {}
+                self.assertIn("beyond this machine", self.fails(*LOGIN, code=1))
+
     def test_no_url_at_all(self):
         self.env["SSL_CERT_FILE"] = self.pem
         for value in (None, 7, ["https://127.0.0.1/"], {}):
@@ -7199,15 +7965,31 @@ class Proxies(NetworkCase):
                     self.fails("projects", "get", code=5, env={"http_proxy": proxy})
                     result = self.call("auth", "status", env={"http_proxy": proxy})
                     self.assertEqual(5, result.code)
-            # the proxy is not asked for what NO_PROXY names
-            self.url = self.real_url
-            self.with_profile()
-            env = {"http_proxy": "http://" + place}
-            self.fails("projects", "get", code=5, env=env)
-            for exempt in ("127.0.0.1", "*"):
-                self.succeeds(
-                    "projects", "get", env=dict(env, NO_PROXY=exempt, no_proxy=exempt)
-                )
+
+    def test_what_goes_to_this_machine_goes_by_no_proxy(self):
+        """The key would be sent to the proxy in clear."""
+        with contextlib.closing(closed_port()) as holder:
+            place = "http://127.0.0.1:%d" % holder.getsockname()[1]
+            port = self.real_url.rpartition(":")[2]
+            for url in (self.real_url, "http://localhost:" + port):
+                for name in ("http_proxy", "HTTP_PROXY"):
+                    with self.subTest(url=url, name=name):
+                        self.url = url
+                        self.with_profile()
+                        self.succeeds("projects", "get", env={name: place})
+                        status = self.succeeds("auth", "status", env={name: place})
+                        self.assertRegex(status.out, "(?m)^proxy +- ")
+
+    def test_what_no_proxy_names_goes_by_none(self):
+        proxy = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
+        for exempt in ("llama.invalid", "*"):
+            result = self.succeeds(
+                "auth",
+                "status",
+                "--offline",
+                env=dict(proxy, NO_PROXY=exempt, no_proxy=exempt),
+            )
+            self.assertRegex(result.out, "(?m)^proxy +- ")
 
     def test_https_tunnel(self):
         """The proxy sees a host and a port, no credential; its refusal is one line."""
@@ -8313,6 +9095,225 @@ class LoginOutcomes(NetworkCase):
         self.assertEqual([], self.cloud.requests)
 
 
+class NothingLeftBehind(NetworkCase):
+    """A login that ends without a profile leaves neither a key nor a token alive."""
+
+    def setUp(self):
+        super().setUp()
+        self.keys = [KEY, OTHER_KEY]
+
+    def assert_nothing_left(self, keys=()):
+        self.assertEqual(self.keys + list(keys), self.cloud.keys_alive())
+        self.assertEqual([True], [login["revoked"] for login in self.cloud.logins])
+
+    def test_what_ends_a_login_after_the_approval(self):
+        def unwritable(request):
+            os.unlink(self.store_path)
+            os.mkdir(self.store_path)
+
+        table = (
+            ("refused ID token", 1, {"id_token_claims": {"aud": "another"}}, LOGIN),
+            ("no ID token", 1, {"id_token_override": lambda claims: None}, LOGIN),
+            ("no project", 1, {"projects": []}, LOGIN),
+            (
+                "another user's name",
+                1,
+                {"auto_approve": {"sub": "user-2"}},
+                LOGIN + ["--name", "main"],
+            ),
+        )
+        for name, code, settings, argv in table:
+            with self.subTest(name):
+                self.start("login")
+                self.keys = self.cloud.keys_alive()
+                for setting, value in settings.items():
+                    before = getattr(self.cloud, setting)
+                    self.addCleanup(setattr, self.cloud, setting, before)
+                    setattr(self.cloud, setting, value)
+                self.fails(*argv, code=code)
+                self.assert_nothing_left()
+                for setting in settings:
+                    setattr(self.cloud, setting, self.cloud_defaults(setting))
+        for path in (PROJECT_LIST, API_KEYS):
+            with self.subTest("a store that fails behind " + path):
+                self.start("key")
+                hear(self.cloud, path, after=unwritable)
+                self.error_of(self.call(*LOGIN), 1)
+                self.assertEqual([True], [login["revoked"] for login in self.cloud.logins])
+                del self.cloud.answer
+                os.rmdir(self.store_path)
+        self.assertEqual(
+            [KEY, OTHER_KEY],
+            [key for key in self.cloud.keys_alive() if not key.endswith("0123")],
+        )
+
+    def cloud_defaults(self, name):
+        return getattr(Cloud(), name) if name != "auto_approve" else {}
+
+    def test_ctrl_c_at_the_menu(self):
+        self.start("key")
+        with unittest.mock.patch.object(
+            llamactl.Terminal, "choose", side_effect=KeyboardInterrupt
+        ):
+            result = self.call("auth", "login")
+        self.assertEqual(130, result.code)
+        self.assert_nothing_left()
+
+    def test_answers_to_a_new_key(self):
+        """The key may have been made: its title says which, and where to delete it."""
+        for name, kind, options in (
+            ("cut off", "truncated", {"executed": True}),
+            ("reset", "reset", {"executed": True}),
+            ("a web page", "html", {"executed": True}),
+            ("not JSON", "not_json", {"executed": True}),
+            ("500 after it took effect", "status", {"executed": True, "status": 500}),
+            ("no key in it", "wrong_shape", {"executed": True, "body": {}}),
+        ):
+            with self.subTest(name):
+                self.start("key")
+                self.cloud.fault(API_KEYS, kind, 1, "POST", **options)
+                result = self.call(*LOGIN)
+                self.assertIn("'dev@example.com llamactl on ", self.error_of(result, 5))
+                self.assertIn("hint: delete the key in the web console", result.err)
+                self.assertEqual([True], [login["revoked"] for login in self.cloud.logins])
+        for status in (400, 403, 404):
+            with self.subTest("refused", status=status):
+                self.start("key")
+                self.cloud.fault(API_KEYS, "status", 1, "POST", status=status)
+                self.assertNotIn("llamactl on", self.fails(*LOGIN, code=1))
+
+    def test_a_key_that_the_server_shows_masked_is_deleted(self):
+        self.start("key")
+        real = Cloud.create_key
+
+        def masked(cloud, request):
+            answer = real(cloud, request)
+            return answer._replace(body=dict(answer.body, redacted_api_key="llx-\u2026"))
+
+        with unittest.mock.patch.object(
+            self.cloud,
+            "answer",
+            lambda function, *rest: Cloud.answer(
+                self.cloud, masked if function is real else function, *rest
+            ),
+        ):
+            self.fails(*LOGIN, code=5)
+        self.assert_nothing_left()
+
+    def started(self, *events):
+        """A real process of a login that has reached the making of its key."""
+        process = self.spawn(*LOGIN)
+        self.addCleanup(process.kill)
+        for event in events:
+            self.assertTrue(event.wait(15))
+        return process
+
+    def ended(self, process, code):
+        out, err = process.communicate(timeout=30)
+        self.note(process.returncode, out, err)
+        self.assertEqual((process.returncode, out), (code, b""), err)
+        return err.decode()
+
+    def test_signals_while_the_key_is_made(self):
+        """The first one waits for the key, so that it can be stored or deleted."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with self.subTest(signal=number):
+                self.start("key")
+                made, signalled = threading.Event(), threading.Event()
+
+                def slowly(request, made=made, signalled=signalled):
+                    made.set()
+                    signalled.wait(15)
+
+                hear(self.cloud, API_KEYS, after=slowly)
+                process = self.started(made)
+                process.send_signal(number)
+                time.sleep(0.1)
+                signalled.set()
+                self.ended(process, 128 + number)
+                del self.cloud.answer
+                profile = self.profiles()["dev@example.com"]
+                self.assertEqual(self.keys + [profile["api_key"]], self.cloud.keys_alive())
+                self.assertEqual([False], [login["revoked"] for login in self.cloud.logins])
+                self.succeeds("auth", "logout", "dev@example.com")
+                self.assertEqual(self.keys, self.cloud.keys_alive())
+
+    def test_a_second_signal_does_not_wait(self):
+        """For the lock, say: the key is deleted then."""
+        self.start("key")
+        made = threading.Event()
+        os.makedirs(self.folder, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            hear(
+                self.cloud,
+                API_KEYS,
+                before=lambda request: (
+                    request.method == "POST"
+                    and stack.enter_context(locked(self.store_path + ".lock")),
+                    made.set(),
+                ),
+            )
+            process = self.started(made)
+            end = time.monotonic() + 15
+            while len(self.cloud.keys_alive()) < 3 and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            self.ended(process, 143)
+        self.assert_nothing_left()
+        self.assertNotIn("dev@example.com", self.profiles())
+
+    def test_two_logins_of_one_user_at_once(self):
+        """Both make a key; who stores second keeps the stored one."""
+        self.start("key")
+        both, counts = threading.Barrier(2), []
+
+        def together(request):
+            if request.method == "POST":
+                counts.append(request)
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both.wait(15)
+
+        hear_apart(self.cloud, API_KEYS, together)
+        processes = [self.started(), self.started()]
+        for process in processes:
+            self.ended(process, 0)
+        self.assertEqual(2, len(counts))
+        profile = self.profiles()["dev@example.com"]
+        self.assertEqual(self.keys + [profile["api_key"]], self.cloud.keys_alive())
+        self.assertEqual(self.cloud.keys[profile["api_key"]]["id"], profile["api_key_id"])
+        self.assertEqual(
+            [False, True], sorted(login["revoked"] for login in self.cloud.logins)
+        )
+        login = self.cloud.refresh_tokens[profile["refresh_token"]]["login"]
+        self.assertFalse(login["revoked"])
+
+    def test_a_second_login_revokes_the_token_that_it_replaces(self):
+        old = self.with_login()["refresh_token"]
+        self.succeeds(*LOGIN)
+        self.assertTrue(self.cloud.refresh_tokens[old]["login"]["revoked"])
+        new = self.profiles()["main"]["refresh_token"]
+        self.assertFalse(self.cloud.refresh_tokens[new]["login"]["revoked"])
+        self.with_login()
+        self.cloud.fault(REVOKE, "status", 9, status=500)
+        result = self.succeeds(*LOGIN)
+        self.assertIn("warning: the refresh token may not be revoked", result.err)
+
+
+def hear_apart(cloud, path, before):
+    """Call BEFORE with each request to PATH, while others are answered."""
+    receive = cloud.receive
+
+    def receiving(request):
+        if request.path.startswith(path):
+            before(request)
+        return receive(request)
+
+    cloud.receive = receiving
+
+
 class LogoutOfALogin(NetworkCase):
     def logout(self, code=0):
         result = self.call("auth", "logout", "main")
@@ -8425,6 +9426,19 @@ class LogoutOfALogin(NetworkCase):
         self.cloud.keys = {KEY: self.cloud.keys[KEY], OTHER_KEY: self.cloud.keys[OTHER_KEY]}
         self.logout()
 
+    def test_a_key_that_is_dead_already_is_no_problem(self):
+        """Deleted elsewhere, while the login's own tokens are of no use any more."""
+        self.with_login(expired=True)
+        self.cloud.fault(TOKEN, "status", 9, status=400, body={"error": "invalid_grant"})
+        del self.cloud.keys[self.profiles()["main"]["api_key"]]
+        self.assertNotIn("may still work", self.logout().err)
+
+    def test_the_providers_401_is_not_the_control_planes(self):
+        self.with_login(expired=True)
+        self.cloud.fault(TOKEN, "status", 9, status=401, body={"error": "invalid_client"})
+        self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
+        self.assertEqual(1, self.cloud.count("POST", TOKEN))
+
 
 class RequestCounts(NetworkCase):
     """No request is sent that a command can do without."""
@@ -8472,12 +9486,15 @@ class RequestCounts(NetworkCase):
         self.assertEqual(self.ONE_LOGIN + ["POST " + API_KEYS], self.paths_sent())
         self.start("login")
         self.succeeds(*LOGIN)
-        self.assertEqual(self.ONE_LOGIN + ["GET " + ME], self.paths_sent())
+        self.assertEqual(
+            self.ONE_LOGIN + ["GET " + ME, "POST " + REVOKE], self.paths_sent()
+        )
         self.start("login")
         del self.cloud.keys[self.profiles()["main"]["api_key"]]
         self.succeeds(*LOGIN)
         self.assertEqual(
-            self.ONE_LOGIN + ["GET " + ME, "POST " + API_KEYS], self.paths_sent()
+            self.ONE_LOGIN + ["GET " + ME, "POST " + API_KEYS, "POST " + REVOKE],
+            self.paths_sent(),
         )
 
     def test_of_logouts(self):
@@ -9727,6 +10744,21 @@ class Deployments(CommandCase):
         empty = self.done("deployments", "get", "--project", "proj-beta", "-o", "json")
         self.assertEqual(empty.out, "[]\n")
 
+    def test_no_password_of_an_address_is_shown(self):
+        for address, shown in (
+            ("https://user:CANARY@git.example/a", "https://********@git.example/a"),
+            ("https://CANARY-token@git.example/a", "https://********@git.example/a"),
+            ("https://u:CANARY@x@git.example/a", "https://********@git.example/a"),
+            ("ssh://git:CANARY@git.example/a", "ssh://git:********@git.example/a"),
+            ("ssh://git@git.example/a", "ssh://git@git.example/a"),
+            ("git@git.example:a/b", "git@git.example:a/b"),
+            ("https://git.example/@scope/a", "https://git.example/@scope/a"),
+        ):
+            self.cloud.deployments[0].update(repo_url=address, apiserver_url=address)
+            for output in ("text", "wide", "json", "yaml"):
+                with self.subTest(address=address, output=output):
+                    self.assertIn(shown, self.done("deployments", "get", "-o", output).out)
+
 
 # ========================================================================================
 # commands: auth import
@@ -10495,6 +11527,34 @@ class StraySecrets(CommandCase):
                 self.assertRegex(result.err, "error: ")
         self.assertEqual(list(self.profiles()), ["main"])
 
+    def test_a_long_word_is_not_quoted(self):
+        """It may be a secret of any kind; what is short, or a UUID, is a slip."""
+        self.with_profile()
+        uuid = "0d5a1e2c-1111-4222-8333-444455556666"
+        for word, quoted in (
+            ("s3cr3t-of-20-letters", False),
+            ("s3cr3t-of-19-letter", True),
+            ("x" * 500, False),
+        ):
+            for argv in (
+                ["auth", word],
+                [word],
+                ["auth", "get", word],
+                ["auth", "use", word],
+                ["auth", "logout", word],
+                ["projects", "get", word],
+                ["projects", "use", word],
+                ["auth", "status", word],
+                ["auth", "--" + word],
+            ):
+                with self.subTest(argv=argv):
+                    result = self.call(*argv)
+                    self.assertIn(result.code, (1, 2))
+                    self.assertEqual(
+                        word in result.err, quoted and "--" not in argv[-1], result.err
+                    )
+        self.assertIn(uuid, self.call("projects", "use", uuid).err)
+
 
 class MalformedKeys(CommandCase):
     BAD = (
@@ -10601,6 +11661,20 @@ class Names(CommandCase):
         for flags in ([], ["--no-verify"]):
             self.expect_failure(self.call(*argv + ["dev@example.com"] + flags), 1, "login")
         self.assertEqual(self.store_text(), before)
+
+    def test_a_hint_can_be_pasted_whatever_the_name(self):
+        self.login("--project", "proj-alpha", "--name", "$(id)")
+        argv = [
+            "auth",
+            "token",
+            "--api-key",
+            KEY,
+            "--project",
+            "proj-alpha",
+            "--name",
+            "$(id)",
+        ]
+        self.expect_failure(self.call(*argv), 1, "is a login", "auth logout '$(id)'")
 
     def test_names_of_logins(self):
         for person, name in (
