@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from typing import (
         Any,
         Callable,
+        Container,
         Dict,
         Iterator,
         List,
@@ -140,14 +141,14 @@ if TYPE_CHECKING:
         host_name: str
         program_on_stdin: bool
 
-    class Assignment(NamedTuple):
-        """One line of a .env file, or several where a quoted value spans them."""
+    class EnvPart(NamedTuple):
+        """An assignment in a .env file, with all the lines of its value, or other lines."""
 
-        name: str  # empty where the line assigns nothing
+        text: str
         prefix: str  # indentation and `export `
+        name: str  # empty where it assigns nothing
         comment: str
         ending: str  # the line end; empty at the end of the file
-        end: int  # the index behind it
         ends_in_backslash: bool  # which joins the next line to it
 
     class Snapshot(NamedTuple):
@@ -204,9 +205,7 @@ if TYPE_CHECKING:
         options: List[Any]
 else:
     ProcessValues = namedtuple("ProcessValues", "variables home host_name program_on_stdin")
-    Assignment = namedtuple(
-        "Assignment", "name prefix comment ending end ends_in_backslash"
-    )
+    EnvPart = namedtuple("EnvPart", "text prefix name comment ending ends_in_backslash")
     Snapshot = namedtuple("Snapshot", "content status")
     CaBundle = namedtuple("CaBundle", "file folder source")
     Provider = namedtuple(
@@ -702,20 +701,23 @@ def output_text(value: "Any", output: str, columns: str) -> str:
 
 
 # ==== dotenv: quoting a value, updating the text of a .env file; no input, no output
-ASSIGNMENT = re.compile(r"([ \t]*(?:export[ \t]+)?)([^=#\s'\"]+)[ \t]*=[ \t]*")
-QUOTED = re.compile(r"""(?s)"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'""")
+ASSIGNMENT = re.compile(r"([ \t]*(?:export[ \t]+)?)([^=#\s'\"`]+)[ \t]*=[ \t]*")
+QUOTED = re.compile(  # a value in quotes that nothing but a comment follows
+    r"""(?s)(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'|`[^`]*`)(?=[ \t]*(?:#|[\r\n]|\Z))"""
+)
 COMMENT = re.compile(r"(?<=[ \t])#[^\r\n]*")
 COMMENT_BEHIND_QUOTES = re.compile(r"#[^\r\n]*")
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
 LINE_END = re.compile(r"\r\n|\n|\r|\Z")
-# most of a long file, by the hundred: lines without quote, backslash and a variable of ours
-DULL_LINES = re.compile(r"(?:(?![^\r\n]*LLAMA_)[^'\"\\\r\n]*(?:\r\n|\n|\r)){1,500}")
+# most of a long file, by the hundred: lines without quote, backslash or a name like ours
+DULL_LINES = re.compile(r"(?:(?![^\r\n]*LLAMA_)[^'\"`\\\r\n]*(?:\r\n|\n|\r)){1,500}")
 
 
 def env_value(value: str) -> str:
     """VALUE as it stands behind `NAME=`, in quotes only where it needs them."""
     if re.fullmatch(r"[A-Za-z0-9_./:@%+,=-]+", value):
         return value
-    if "'" not in value and "\\" not in value:
+    if "'" not in value:
         return f"'{value}'"
     escaped = re.sub(r'(["\\$`])', r"\\\1", value)
     return f'"{escaped}"'
@@ -727,9 +729,15 @@ def unable_readers(value: str) -> "List[str]":
     if quoted == value:
         return []
     readers = ["docker --env-file"]  # it takes quotes for a part of the value
-    # python-dotenv expands ${...} in any quotes, and in double ones keeps \$ and \`
-    if "${" in value or (quoted.startswith('"') and re.search(r"[$`]|\\$", value)):
+    # python-dotenv expands ${...} in any quotes, unescapes backslashes in single ones, and
+    # neither dollar signs nor backticks in double ones
+    unescaped = r"[$`]|\\$" if quoted.startswith('"') else r"\\\\|\\$"
+    if "${" in value or re.search(unescaped, value):
         readers.append("python-dotenv")
+    if "$" in value:
+        readers += ["Next.js", "Vite"]  # which expand it in any quotes
+    if quoted.startswith('"') and "\\" in quoted:
+        readers.append("dotenv for Node.js")  # which unescapes nothing but line ends
     return readers
 
 
@@ -751,8 +759,17 @@ def usual_line_end(text: str) -> str:
     return "\n"
 
 
-def scan_assignment(text: str, at: int) -> "Assignment":
-    """What TEXT holds from AT to the end of that line, or of its quoted value."""
+def joins_next_line(line: str) -> bool:
+    """Whether LINE ends in a backslash that is not escaped itself."""
+    body = line.rstrip("\r\n")
+    return (len(body) - len(body.rstrip("\\"))) % 2 == 1
+
+
+def scan_part(text: str, at: int) -> "EnvPart":
+    """What TEXT holds from AT: dull lines, or that line to the end of its quoted value."""
+    dull = DULL_LINES.match(text, at)
+    if dull:
+        return EnvPart(dull.group(), "", "", "", "", False)
     prefix = ""
     name = ""
     value_at = at
@@ -767,63 +784,68 @@ def scan_assignment(text: str, at: int) -> "Assignment":
             comment_pattern = COMMENT_BEHIND_QUOTES
     line_end = next(LINE_END.finditer(text, value_at))
     comment = comment_pattern.search(text, value_at, line_end.start())
-    rest = text[value_at : line_end.start()]
-    backslashes = len(rest) - len(rest.rstrip("\\"))
-    return Assignment(
-        name,
+    return EnvPart(
+        text[at : line_end.end()],
         prefix,
+        name,
         comment.group() if comment else "",
         line_end.group(),
-        line_end.end(),
-        backslashes % 2 == 1,
+        joins_next_line(text[value_at : line_end.start()]),
     )
 
 
-def appended_lines(text: str, lines: "List[str]", ending: str) -> str:
-    """LINES to go behind TEXT; a last line end that is missing there stays missing."""
-    block = ending.join(lines)
-    if not text or text.endswith(("\n", "\r")):
-        return block + ending
-    return ending + block
+def scan_env(text: str, names: "Container[str]") -> "Iterator[EnvPart]":
+    """The parts of a .env TEXT; what backslashes join to a value of NAMES belongs to it."""
+    at = 0
+    while at < len(text):
+        part = scan_part(text, at)
+        at += len(part.text)
+        is_named = part.name in names and not part.comment
+        while is_named and part.ends_in_backslash and at < len(text):
+            line = next(LINE.finditer(text, at)).group()
+            at += len(line)
+            ending = line[len(line.rstrip("\r\n")) :]
+            part = part._replace(ending=ending, ends_in_backslash=joins_next_line(line))
+        yield part
 
 
 def updated_env(text: str, values: "Dict[str, str]") -> str:
     """The .env TEXT with VALUES assigned where they stood, else at its end."""
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    text = text[len(mark) :]
     lines = env_lines(values)
     missing = dict(lines)
     ending = usual_line_end(text)
-    mark = "\ufeff" if text.startswith("\ufeff") else ""
     pieces = [mark]
-    at = len(mark)
-    ends_in_backslash = False
+    outline = []  # the text without what is inside of quotes
     is_continuation = False  # of the line above, to a shell and to systemd
-    while at < len(text):
-        dull = DULL_LINES.match(text, at)
-        if dull:
-            pieces.append(dull.group())
-            at = dull.end()
-            ends_in_backslash = False
-            is_continuation = False
-            continue
-        line = scan_assignment(text, at)
-        if line.name in lines:
-            if line.comment:  # Docker and systemd would read it as part of the value
-                indentation = line.prefix.partition("export")[0]
-                pieces += [indentation, line.comment, ending]
-            pieces += [line.prefix, lines[line.name], line.ending]
+    ends_in_backslash = False
+    for part in scan_env(text, lines):
+        if part.name in lines:
+            if part.comment:  # Docker and systemd would read it as part of the value
+                indentation = part.prefix.partition("export")[0]
+                pieces += [indentation, part.comment, ending]
+            pieces += [part.prefix, lines[part.name], part.ending]
             if not is_continuation:
-                missing.pop(line.name, None)
+                missing.pop(part.name, None)
+            ends_in_backslash = False
         else:
-            pieces.append(text[at : line.end])
-        ends_in_backslash = line.ends_in_backslash
-        is_comment = not line.name and text[at : line.end].lstrip().startswith("#")
-        is_continuation = ends_in_backslash and not is_comment
-        at = line.end
-    if missing:
-        if ends_in_backslash:  # a blank line ends what that would continue
-            missing = dict({"": ""}, **missing)
-        pieces.append(appended_lines(text[len(mark) :], list(missing.values()), ending))
-    return "".join(pieces)
+            pieces.append(part.text)
+            ends_in_backslash = part.ends_in_backslash
+        is_continuation = ends_in_backslash and not part.text.lstrip().startswith("#")
+        outline.append(f"{part.prefix}{part.name}=" if part.name else part.text)
+    if not missing:
+        return "".join(pieces)
+    lines_outside = "\n".join(outline).replace("\r", "\n")
+    exports = re.findall(r"(?m)^[ \t]*(export[ \t]+)?[^=#\s'\"`]+[ \t]*=", lines_outside)
+    export = "export " if exports and all(exports) else ""
+    new_lines = [export + line for line in missing.values()]
+    if ends_in_backslash:  # a blank line ends what that would continue
+        new_lines.insert(0, "")
+    block = ending.join(new_lines)
+    if not text or text.endswith(("\n", "\r")):
+        return "".join(pieces) + block + ending
+    return "".join(pieces) + ending + block  # a last line end that is missing stays missing
 
 
 # ==== terminal: data to stdout, words to stderr, questions where somebody can answer
