@@ -18,11 +18,11 @@ Sent of you    The host's and the profile's name, in the title of a key that a l
 Files read     These; certificates; /proc/self/mountinfo, before a warning about modes.
 Variables      LLAMA_CLOUD_API_KEY, LLAMA_AGENTS_PROJECT_ID, LLAMA_CLOUD_BASE_URL,
                LLAMA_CLOUD_USE_PROFILE, LLAMACTL_PROFILE, LLAMACTL_CONFIG_DIR,
-               XDG_CONFIG_HOME, APPDATA, HOME, CI, TERM, SSL_CERT_FILE, SSL_CERT_DIR,
-               REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, HTTP_PROXY, HTTPS_PROXY, NO_PROXY (or in
-               lower case), COMPUTERNAME; to find a browser SSH_CONNECTION, SSH_CLIENT,
-               SSH_TTY, DISPLAY, WAYLAND_DISPLAY, BROWSER; what Python and its libraries
-               read themselves, such as LANG, LC_*, PATH, OPENSSL_CONF, PYTHON*.
+               LLAMACTL_TIMEOUT, XDG_CONFIG_HOME, APPDATA, HOME, CI, TERM, SSL_CERT_FILE,
+               SSL_CERT_DIR, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; HTTP_PROXY, HTTPS_PROXY,
+               ALL_PROXY and NO_PROXY, or in lower case; COMPUTERNAME; to find a browser
+               SSH_CONNECTION, SSH_CLIENT, SSH_TTY, DISPLAY, WAYLAND_DISPLAY, BROWSER; what
+               Python and OpenSSL read, such as LANG, LC_*, PATH, PYTHON*, OPENSSL_CONF.
 Programs run   The command given to `auth exec`; for `auth login` what opens your browser.
 Never          Turns certificate verification off, sends a key to a server that is not its
                own, or prints one (but for `auth inject --env-file -`, which is asked to).
@@ -54,7 +54,9 @@ __version__ = "1.0.0"
 
 TYPE_CHECKING = False  # mypy takes it for true; importing typing would slow the start
 if TYPE_CHECKING:
+    import socket
     import ssl
+    import threading
     from email.message import Message
     from typing import (
         Any,
@@ -64,13 +66,13 @@ if TYPE_CHECKING:
         Iterator,
         List,
         Mapping,
+        Match,
         NamedTuple,
         NoReturn,
         Optional,
         Sequence,
         Set,
         Tuple,
-        Type,
         TypedDict,
         TypeGuard,
     )
@@ -160,6 +162,10 @@ if TYPE_CHECKING:
         folder: Optional[str]
         source: str  # the variable that named it, or where it was found
 
+    class Proxy(NamedTuple):
+        url: str  # as it was given, perhaps with a password
+        label: str  # its address without that, and what named it
+
     class Provider(NamedTuple):
         """RFC 8414 §2, RFC 8628 §4, OpenID Connect Discovery §3."""
 
@@ -208,6 +214,7 @@ else:
     EnvPart = namedtuple("EnvPart", "text prefix name comment ending ends_in_backslash")
     Snapshot = namedtuple("Snapshot", "content status")
     CaBundle = namedtuple("CaBundle", "file folder source")
+    Proxy = namedtuple("Proxy", "url label")
     Provider = namedtuple(
         "Provider",
         "issuer client_id device_authorization_endpoint token_endpoint revocation_endpoint",
@@ -239,13 +246,13 @@ VAR_PROJECT = "LLAMA_AGENTS_PROJECT_ID"
 VAR_USE_PROFILE = "LLAMA_CLOUD_USE_PROFILE"
 VAR_PROFILE = "LLAMACTL_PROFILE"
 VAR_FOLDER = "LLAMACTL_CONFIG_DIR"
+VAR_TIMEOUT = "LLAMACTL_TIMEOUT"
 
 TOKEN = "token"  # noqa: S105 (how a profile authenticates: with a key that was given,
 OIDC = "oidc"  # by a login,
 NO_AUTH = "none"  # or not at all)
 
 LOCK_PAUSE = 0.02  # seconds, as all times here
-LOCKED_TIMEOUT = 8.0  # for all requests that are made while the store is locked
 ANSWER_TIMEOUT = 10.0  # until an answer begins
 PAUSE_TIMEOUT = 10.0  # between two pieces of it
 WHOLE_TIMEOUT = 60.0  # until it is whole
@@ -293,13 +300,17 @@ class Unreachable(Failure):
 
 
 class Refused(Failure):
-    """A server that understood the request and said no, with this HTTP status."""
+    """A server that understood the request and said no, with this HTTP status.
+
+    `is_json` tells the server itself from a gateway, which answers with a web page.
+    """
 
     def __init__(
         self, message: str, status: int, hint: str = "", code: int = EXIT_FAILED
     ) -> None:
         super().__init__(message, hint, code)
         self.status = status
+        self.is_json = False
 
 
 class Damaged(Failure):
@@ -330,11 +341,21 @@ class Process(ProcessValues):
     """All that is taken from outside the command line."""
 
     def get(self, variable: str) -> "Optional[str]":
-        return self.variables.get(variable) or None
+        """The value of VARIABLE without white space around it; an empty one is unset."""
+        return self.variables.get(variable, "").strip() or None
 
     def prefers_profile(self) -> bool:
-        word = (self.get(VAR_USE_PROFILE) or "").strip().lower()
-        return word in ("1", "true", "yes", "on", "t", "y")
+        word = self.get(VAR_USE_PROFILE) or ""
+        return word.lower() in ("1", "true", "yes", "on", "t", "y")
+
+    def timeout(self, default: float) -> float:
+        """How many seconds a server may be silent; raises Failure."""
+        text = self.get(VAR_TIMEOUT)
+        if text is None:
+            return default
+        if not re.fullmatch("[0-9]{1,5}", text) or int(text) == 0:
+            raise Failure(f"{VAR_TIMEOUT} must be a number of seconds", code=EXIT_USAGE)
+        return float(text)
 
     def config_folder(self) -> "Optional[str]":
         """The folder of profiles.json as an absolute path; None where there is no home."""
@@ -407,8 +428,8 @@ def catch_signals() -> None:
 
 
 @contextlib.contextmanager
-def uninterrupted() -> "Iterator[None]":
-    """Have a signal wait for the end of this block; the second one does not wait."""
+def uninterrupted(tell: "Callable[[str], None]") -> "Iterator[None]":
+    """Delay the first signal to the end of this block; a second one interrupts at once."""
     import signal
 
     caught = []  # type: List[int]
@@ -418,6 +439,7 @@ def uninterrupted() -> "Iterator[None]":
         caught.append(number)
         if len(caught) > 1:
             raise Interrupted(number)
+        tell("finishing; interrupt again to stop at once")
 
     try:
         with contextlib.suppress(ValueError):  # only the main thread may
@@ -471,8 +493,16 @@ def masked(text: str, secrets: "Set[str]") -> str:
 
 
 def without_passwords(text: str) -> str:
-    """TEXT with the user and password of a web address masked, of another the password."""
-    return re.sub(r"(?i)(https?://|://[^/@\s]*?:)[^/?#\s]*@", rf"\1{MASK}@", text)
+    """TEXT with users and passwords of web addresses masked, of others the passwords."""
+
+    def mask_user(match: "Match[str]") -> str:
+        scheme, user = match.groups()
+        if scheme:
+            return f"{scheme}://{MASK}@"
+        name, colon, _ = user.partition(":")
+        return f"://{name}:{MASK}@" if colon else match.group()
+
+    return re.sub(r"(?i)(https?)?://([^/?#\s]*)@", mask_user, text)
 
 
 def shortened(text: str, limit: int = 300) -> str:
@@ -517,6 +547,11 @@ def require_plain(text: str, name: str) -> str:
         message = f"{name} contains white space or characters that are not ASCII"
         raise Failure(message, code=EXIT_USAGE)
     return text
+
+
+def decoded_key(content: bytes) -> str:
+    """The key in CONTENT, without a BOM and white space around it."""
+    return content.decode("utf-8-sig", "replace").strip()
 
 
 def split_url(url: str, rest: str) -> "Tuple[str, str, int, str]":
@@ -599,8 +634,9 @@ def listed(choices: "Choices") -> str:
 
 def find_choices(answer: str, choices: "Choices") -> "List[str]":
     """The values that ANSWER may mean: a number, else a whole name, else a part of one."""
-    if answer.isdecimal() and 0 < int(answer[:9]) <= len(choices):
-        return [choices[int(answer) - 1][0]]
+    number = int(answer) if re.fullmatch("[0-9]{1,9}", answer) else 0
+    if 0 < number <= len(choices):
+        return [choices[number - 1][0]]
     whole = [value for value, label in choices if answer in (value, label)]
     if whole:
         return whole
@@ -907,15 +943,13 @@ class Terminal:
         self.write(masked(output_text(value, output, columns), self.secrets))
 
     def write_error(self, text: str) -> None:
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except (
-            OSError,
-            ValueError,
-            AttributeError,
-        ):  # closed or hung up: nobody is left to tell
-            self.abandon(2)
+        """Write TEXT to stderr; where that is closed or hung up, nobody is left to tell."""
+        if sys.stderr is not None:  # else descriptor 2 may be anything by now
+            try:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            except (OSError, ValueError):
+                self.abandon(2)
 
     def tell(self, text: str) -> None:
         """Print a line to stderr, masked; a key that was typed where none belongs, too."""
@@ -1045,24 +1079,26 @@ class Terminal:
                     browser.open(url)
 
         thread = threading.Thread(target=start_browser, daemon=True)
-        thread.start()
-        thread.join(BROWSER_TIMEOUT)  # some browsers return only when they are closed
+        with contextlib.suppress(RuntimeError):  # the system allows no more threads
+            thread.start()
+            thread.join(BROWSER_TIMEOUT)  # some browsers return only when they are closed
 
     def read_stdin(self) -> str:
-        """A key from stdin, without white space around it."""
+        """The key that stdin holds."""
         if self.process.program_on_stdin:
             message = "standard input holds the program, so it cannot hold the key as well"
             hint = "llamactl auth token --api-key-file PATH --project ID"
             raise Failure(message, hint, EXIT_USAGE)
         require(sys.stdin is not None, "standard input is closed", code=EXIT_USAGE)
-        content = sys.stdin.buffer.read(MAX_KEY_BYTES)
-        return str(content.decode("utf-8", "replace")).strip()
+        return decoded_key(sys.stdin.buffer.read(MAX_KEY_BYTES))
 
 
 # ==== disk: whose file it is, private folders, a lock, atomic replacement
 LOCK_TIMEOUT = 10.0
 RENAME_TIMEOUT = 1.0
 ACL = "system.posix_acl_access"
+IMPORTED_LATER = """email.utils encodings.idna encodings.utf_8_sig fcntl ipaddress select
+shlex signal ssl threading traceback urllib.request"""
 INJECT_TO_STDOUT = "llamactl auth inject --env-file -"
 NO_NEW_FILE = (errno.EACCES, errno.EPERM, errno.EROFS)  # how a folder refuses one
 NO_RENAME = (errno.EBUSY, errno.EXDEV)  # how a file that is mounted refuses to be replaced
@@ -1100,17 +1136,17 @@ def is_ours(status: "os.stat_result") -> bool:
     return os.geteuid() != 0 and os.getegid() == 0 and status.st_gid == 0
 
 
-def is_open_to_others(status: "os.stat_result", bits: int) -> bool:
-    """Whether others have one of the permission BITS (0o044 to read, 0o022 to write).
+def bits_of_others(status: "os.stat_result", bits: int) -> int:
+    """Which of the permission BITS (0o044 to read, 0o022 to write) others have.
 
-    Those of the group count unless nobody else is in it: it is root's or has our number.
-    In a sticky folder of root's nobody can touch what is another's.
+    Those of the group count unless it is root's or has our own number, as a private group
+    has. In a sticky folder of root's nobody can touch what is another's.
     """
     if WINDOWS or (status.st_mode & stat.S_ISVTX and status.st_uid == 0):
-        return False
+        return 0
     if status.st_gid in (0, os.geteuid()):
         bits &= 0o007
-    return bool(status.st_mode & bits)
+    return status.st_mode & bits
 
 
 def can_chmod(path: str) -> bool:
@@ -1135,10 +1171,12 @@ def can_chmod(path: str) -> bool:
 
 
 def warn_if_open(path: str, bits: int, fix: str, warn: "Warn") -> None:
-    """Warn where others have one of the permission BITS at PATH, which chmod FIX takes."""
-    if os.path.exists(path) and is_open_to_others(os.stat(path), bits) and can_chmod(path):
-        verb = "write to" if os.stat(path).st_mode & 0o022 else "read"
-        warn(f"others can {verb} {path}; run: chmod {fix} {shell_quoted(path)}")
+    """Warn where others have one of the permission BITS at PATH; `chmod FIX` removes it."""
+    with contextlib.suppress(FileNotFoundError):
+        found = bits_of_others(os.stat(path), bits)
+        if found and can_chmod(path):
+            verb = "write to" if found & 0o022 else "read"
+            warn(f"others can {verb} {path}; run: chmod {fix} {shell_quoted(path)}")
 
 
 def links_on(path: str) -> "List[str]":
@@ -1174,6 +1212,9 @@ def acting_as(uid: int, folder: str) -> "Iterator[None]":
 
     Only root can. FOLDER has the group of a user whom the system does not know.
     """
+    for module in IMPORTED_LATER.split():  # from files that the user may not read
+        with contextlib.suppress(ImportError):
+            __import__(module)
     groups = os.getgroups()
     gid = os.getegid()
     try:
@@ -1226,10 +1267,9 @@ def read_regular(path: str) -> "Optional[Snapshot]":
 
 
 def read_key_file(path: str) -> str:
-    """The key in the file PATH, which may be a pipe, without white space around it."""
+    """The key in the file PATH, which may be a pipe."""
     with naming_path(path, "read"), open(path, "rb") as file:
-        content = file.read(MAX_KEY_BYTES)
-    return content.decode("utf-8-sig", "replace").strip()
+        return decoded_key(file.read(MAX_KEY_BYTES))
 
 
 def remove(path: str) -> None:
@@ -1495,10 +1535,11 @@ def rewrite_file(
     def check(status: "os.stat_result") -> None:
         is_safe = is_ours(status)
         if is_root:
-            is_safe = status.st_uid == owner.st_uid or (is_named and not is_shared)
+            is_closed = not is_shared and not owner.st_mode & 0o022
+            is_safe = status.st_uid == owner.st_uid or (is_named and is_closed)
         if not is_safe:
             raise belongs_to(path, status, hint)
-        if is_shared and (status.st_nlink > 1 or is_open_to_others(status, 0o044)):
+        if is_shared and (status.st_nlink > 1 or bits_of_others(status, 0o044)):
             message = f"others can read {path}, or it has a second name"
             raise Failure(message, f"chmod 600 {shell_quoted(path)}")
 
@@ -1831,9 +1872,11 @@ class Answer:
         message = f"{self.origin} answered {self.status}{self.explanation()}"
         if self.status == 429 or self.status >= 500:
             raise Unreachable(message, Unreachable.FAILING)
+        refused = Refused(message, self.status)
         if self.status == 401:
-            raise Refused(message, self.status, HINT_LOGIN, EXIT_REJECTED)
-        raise Refused(message, self.status)
+            refused = Refused(message, self.status, HINT_LOGIN, EXIT_REJECTED)
+        refused.is_json = parse_object(self.body) is not None
+        raise refused
 
     def explanation(self) -> str:
         """The server's `detail` (FastAPI) or error (RFC 6749 §5.2), and the request id."""
@@ -1897,7 +1940,10 @@ def find_ca_bundle(process: Process) -> "CaBundle":
         if path:
             return CaBundle(path, None, variable)
     own = ssl.get_default_verify_paths()
-    if own.cafile or WINDOWS or (own.capath and os.listdir(own.capath)):
+    has_folder = False
+    with contextlib.suppress(OSError):
+        has_folder = bool(own.capath and os.listdir(own.capath))
+    if own.cafile or has_folder or WINDOWS:
         return CaBundle(None, None, own.cafile or own.capath or "the system's store")
     for path in CA_BUNDLES:
         if os.path.exists(path):
@@ -1925,26 +1971,112 @@ def tls_context(process: Process) -> "ssl.SSLContext":
         context.minimum_version = max(
             context.minimum_version, least
         )  # a policy may ask more
-        context.hostname_checks_common_name = False
+        with contextlib.suppress(AttributeError):  # an OpenSSL that cannot be told
+            context.hostname_checks_common_name = False
     else:  # Python 3.6
         context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
     return context
 
 
-def find_proxy(url: str) -> "Optional[str]":
-    """The proxy for URL without its user and password; none for this machine itself."""
+def is_exempt(host: str, port: int, no_proxy: str) -> bool:
+    """Whether the list NO_PROXY names HOST.
+
+    An entry is `*`, a host or a suffix (with `.` or `*.` in front, or without), perhaps
+    with a port, an address or a CIDR block.
+    """
+    host = host.strip("[]")
+    for entry in re.split(r"[\s,]+", no_proxy.lower()):
+        match = re.fullmatch(r"(\[.*\]|[^:]*):([0-9]+)", entry)
+        name = match.group(1) if match else entry
+        if match and int(match.group(2)) != port:
+            continue
+        name = name.strip("[]")
+        suffix = name.lstrip("*.")
+        if name == "*" or (suffix and f".{host}".endswith(f".{suffix}")):
+            return True
+        if "/" in name:
+            from ipaddress import ip_address, ip_network
+
+            with contextlib.suppress(ValueError):  # a name, or no block
+                if ip_address(host) in ip_network(name, strict=False):
+                    return True
+    return False
+
+
+def find_proxy(process: Process, url: str, is_offline: bool = False) -> "Optional[Proxy]":
+    """The proxy for URL; none for this machine itself. Raises Failure unless it is http.
+
+    The system's own exemptions are not asked for where IS_OFFLINE: they look names up.
+    """
     from urllib.request import getproxies, proxy_bypass
 
-    scheme, _, rest = url.lower().partition("://")
-    host = re.split("[/?]", rest)[0]
-    proxy = getproxies().get(scheme)
-    if not proxy or is_loopback(url) or proxy_bypass(host):
+    try:
+        scheme, host, port, _ = split_url(url, ".*")
+    except ValueError:  # no request goes there
         return None
-    return re.sub("(?s)^([^/:]+://)?.*@", r"\1", proxy)
+    proxies = getproxies()
+    address = proxies.get(scheme) or proxies.get("all")
+    if not address or is_loopback(url) or is_exempt(host, port, proxies.get("no", "")):
+        return None
+    source = "the system's settings"
+    for name in ("ALL_PROXY", "all_proxy", f"{scheme}_proxy".upper(), f"{scheme}_proxy"):
+        if process.get(name):
+            source = name
+    if source == "the system's settings" and not is_offline and proxy_bypass(host):
+        return None
+    kind, _, place = address.rpartition("://")
+    if kind.lower() not in ("", "http"):
+        message = f"{source} names a proxy of the kind {kind}://, which is not supported"
+        raise Failure(message, f"export {scheme}_proxy=http://HOST:PORT")
+    shown = place.rpartition("@")[2]
+    return Proxy(f"http://{place}", f"http://{shown} (from {source})")
+
+
+def connect_to_first(
+    address: "Tuple[str, int]", timeout: float, _: "Any" = None
+) -> "socket.socket":
+    """A connection to the first address of a host that answers; raises OSError.
+
+    One that is silent for 250 ms does not hold up the next (RFC 8305 §5).
+    """
+    import select
+    import socket
+
+    queue = socket.getaddrinfo(address[0], address[1], 0, socket.SOCK_STREAM)
+    attempts = []  # type: List[socket.socket]
+    failure = OSError("the host has no address")
+    end = time.monotonic() + timeout
+    try:
+        while queue or attempts:
+            if queue:
+                family, kind, protocol, _, place = queue.pop(0)
+                attempt = socket.socket(family, kind, protocol)
+                attempts.append(attempt)
+                attempt.setblocking(False)
+                number = attempt.connect_ex(place)
+                if number not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+                    failure = OSError(number, os.strerror(number))
+                    attempts.pop().close()
+            pause = 0.25 if queue else max(0.0, end - time.monotonic())
+            _, ready, failed = select.select([], attempts, attempts, pause)
+            for attempt in set(ready + failed):
+                attempts.remove(attempt)
+                number = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number == 0:
+                    attempt.settimeout(timeout)
+                    return attempt
+                failure = OSError(number, os.strerror(number))
+                attempt.close()
+            if time.monotonic() >= end:
+                raise socket.timeout("timed out")
+    finally:
+        for attempt in attempts:
+            attempt.close()
+    raise failure
 
 
 def new_opener(
-    process: Process, url: str, on_first_byte: "Callable[[], None]"
+    process: Process, proxies: "Dict[str, str]", on_first_byte: "Callable[[], None]"
 ) -> "OpenerDirector":
     """urllib for http and https alone: no file, ftp or data, and no redirects."""
     import http.client
@@ -1956,32 +2088,39 @@ def new_opener(
                 on_first_byte()
             super().begin()
 
-    def with_response(connection: "Type[Any]") -> "Any":
-        return type(connection.__name__, (connection,), {"response_class": Response})
+    def prepared(connection: "Any") -> "Any":
+        connection.response_class = Response
+        connection._create_connection = connect_to_first
+        return connection
+
+    def connect_http(host: str, **options: "Any") -> "Any":
+        return prepared(http.client.HTTPConnection(host, **options))
+
+    def connect_https(host: str, **options: "Any") -> "Any":
+        context = tls_context(process)
+        return prepared(http.client.HTTPSConnection(host, context=context, **options))
 
     class Handler(urllib.request.AbstractHTTPHandler):
         http_request = urllib.request.AbstractHTTPHandler.do_request_
         https_request = urllib.request.AbstractHTTPHandler.do_request_
 
         def http_open(self, request: "Request") -> "Any":
-            return self.do_open(with_response(http.client.HTTPConnection), request)
+            return self.do_open(connect_http, request)
 
         def https_open(self, request: "Request") -> "Any":
-            context = tls_context(
-                process
-            )  # first, as it says what a Python without TLS lacks
-            connection = with_response(http.client.HTTPSConnection)
-            return self.do_open(connection, request, context=context)
+            return self.do_open(connect_https, request)
 
     opener = urllib.request.OpenerDirector()
-    if not is_loopback(url):
-        opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(urllib.request.ProxyHandler(proxies))
     opener.add_handler(Handler())
     return opener
 
 
 def fetch(
-    request: "Request", process: Process, on_first_byte: "Callable[[], None]"
+    request: "Request",
+    process: Process,
+    proxy: "Optional[Proxy]",
+    on_first_byte: "Callable[[], None]",
 ) -> Answer:
     """The whole answer to REQUEST.
 
@@ -1990,19 +2129,21 @@ def fetch(
     from http.client import IncompleteRead
 
     origin = origin_of(request.full_url)
-    opener = new_opener(process, request.full_url, on_first_byte)
+    proxies = {request.type: proxy.url} if proxy else {}
+    opener = new_opener(process, proxies, on_first_byte)
     body = bytearray()
-    with opener.open(request, timeout=PAUSE_TIMEOUT) as response:
+    with opener.open(request, timeout=process.timeout(PAUSE_TIMEOUT)) as response:
         while len(body) <= MAX_ANSWER:
             piece = response.read(65536)  # one read of all would keep each chunk apart
             if not piece:
                 break
             body += piece
-    require_usable(
-        len(body) <= MAX_ANSWER, f"{origin} sent more than {MAX_ANSWER >> 20} MiB"
-    )
+    is_small = len(body) <= MAX_ANSWER
+    require_usable(is_small, f"{origin} sent more than {MAX_ANSWER >> 20} MiB")
     if response.length:
         raise IncompleteRead(b"", response.length)
+    if proxy and response.status == 407:
+        raise OSError("Tunnel connection failed: 407")  # as http.client has it for https
     return Answer(response.status, response.headers, bytes(body), origin)
 
 
@@ -2015,40 +2156,51 @@ def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
     return Unreachable(message, Unreachable.UNUSABLE, "llamactl auth status")
 
 
-def network_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
+def network_failure(error: Exception, place: str, has_begun: bool) -> Unreachable:
     """What urllib, http.client, ssl or a socket raised, in words that quote no request.
 
-    HAS_BEGUN says whether a first byte of the answer came.
+    PLACE is where the request went. HAS_BEGUN says whether a first byte came back.
     """
     from http.client import HTTPException, IncompleteRead
     from socket import gaierror, timeout
 
-    cause = getattr(error, "reason", None)
-    if not isinstance(
-        cause, Exception
-    ):  # urllib wraps one; ssl's own errors have a text there
-        cause = error
+    cause = error
+    reason_of_urllib = getattr(error, "reason", None)
+    if isinstance(reason_of_urllib, Exception):  # ssl's own errors have a text there
+        cause = reason_of_urllib
     tunnel = re.match("Tunnel connection failed: ([0-9]+)", str(cause))
     if tunnel:
         status = tunnel.group(1)
         stage = Unreachable.BROKEN_OFF if status >= "5" else Unreachable.UNUSABLE
-        return Unreachable(f"{origin}: the proxy answered {status}", stage)
+        return Unreachable(f"{place}: the proxy answered {status}", stage)
     if "ssl" in type(cause).__module__:  # _ssl, on PyPy _cffi_ssl
-        return tls_failure(cause, origin, has_begun)
+        return tls_failure(cause, place, has_begun)
     if isinstance(cause, (gaierror, UnicodeError)):
-        return Unreachable(f"{origin}: no such host", Unreachable.NOT_CONNECTED)
+        return Unreachable(f"{place}: no such host", Unreachable.NOT_CONNECTED)
     if isinstance(cause, ConnectionRefusedError):
-        return Unreachable(f"{origin}: connection refused", Unreachable.NOT_CONNECTED)
+        return Unreachable(f"{place}: connection refused", Unreachable.NOT_CONNECTED)
     if getattr(cause, "errno", None) in UNROUTABLE:
-        return Unreachable(f"{origin}: no route to host", Unreachable.NOT_CONNECTED)
+        return Unreachable(f"{place}: no route to host", Unreachable.NOT_CONNECTED)
     if isinstance(cause, timeout):
         stage = Unreachable.SLOW if has_begun else Unreachable.SILENT
-        return Unreachable(f"{origin}: timed out waiting for data", stage)
+        return Unreachable(f"{place}: timed out waiting for data", stage)
     if isinstance(cause, (ConnectionError, IncompleteRead)):
-        return Unreachable(f"{origin}: the connection broke off", Unreachable.BROKEN_OFF)
+        return Unreachable(f"{place}: the connection broke off", Unreachable.BROKEN_OFF)
     if isinstance(cause, (HTTPException, ValueError)):
-        return Unreachable(f"{origin}: the answer is not HTTP", Unreachable.UNUSABLE)
-    return Unreachable(f"{origin}: {reason(cause)}", Unreachable.BROKEN_OFF)
+        return Unreachable(f"{place}: the answer is not HTTP", Unreachable.UNUSABLE)
+    return Unreachable(f"{place}: {reason(cause)}", Unreachable.BROKEN_OFF)
+
+
+def retry_after(answer: Answer, default: float, now: float) -> float:
+    """How long ANSWER asks to wait, in seconds or by a date (RFC 9110 §10.2.3)."""
+    from email.utils import parsedate_to_datetime
+
+    text = (answer.headers.get("Retry-After") or "").strip()
+    if text.isdecimal():
+        return float(text)
+    with contextlib.suppress(TypeError, ValueError):  # no date
+        return max(default, parsedate_to_datetime(text).timestamp() - now)
+    return default
 
 
 class Client:
@@ -2120,13 +2272,11 @@ class Client:
         headers = {"User-Agent": f"llamactl/{__version__}", "Accept": "application/json"}
         if content_type:
             headers["Content-Type"] = content_type
+        if is_sent_in_clear(url) and (token is not None or body is not None):
+            self.warn(f"{origin_of(url)} is not encrypted: others can read what is sent")
         if token is not None:
             self.hide(token)
-            if is_sent_in_clear(url):
-                self.warn(
-                    f"{origin_of(url)} is not encrypted: others can read the key on its way"
-                )
-            headers["Authorization"] = f"Bearer {require_plain(token, 'the API key')}"
+            headers["Authorization"] = f"Bearer {require_plain(token, 'the key or token')}"
         for _ in range(MAX_REDIRECTS + 1):
             answer = self._send_with_retries(method, url, headers, body, once)
             if answer.status not in (301, 302, 303, 307, 308):
@@ -2134,13 +2284,14 @@ class Client:
             with contextlib.suppress(ValueError):  # no URL: the loop ends it
                 url = urljoin(url, answer.headers.get("Location") or "")
             if method != "GET" or origin_of(url) != answer.origin:
-                raise Failure(f"{answer.origin} redirects to {shortened(url)}: refused")
+                message = f"{answer.origin} redirects to {shortened(url)}: refused"
+                raise Refused(message, answer.status)
         raise Failure(f"{answer.origin} redirects in a circle")
 
     def _send_with_retries(
         self, method: str, url: str, headers: "Json", body: "Optional[bytes]", once: bool
     ) -> Answer:
-        """One answer; a second try only where the server cannot have acted on the first."""
+        """One answer; a second try only where the server can't have acted on the first."""
         delays = () if once or self.deadline else RETRY_DELAYS
         started = time.monotonic()
         for delay in delays:
@@ -2156,8 +2307,7 @@ class Client:
                 continue
             if method != "GET" or answer.status not in (429, 502, 503, 504):
                 return answer
-            asked = (answer.headers.get("Retry-After") or "").strip()
-            pause = float(asked) if asked.isdecimal() else delay
+            pause = retry_after(answer, delay, time.time())
             if pause > MAX_RETRY_AFTER:
                 return answer
             self.sleep(pause)
@@ -2168,14 +2318,13 @@ class Client:
     ) -> Answer:
         """Send one request and receive its whole answer in time; raises Failure.
 
-        A thread does it, since neither a name look-up nor a row of dead addresses heeds
-        a time-out.
+        A thread does it, since no name look-up heeds a time-out.
         """
         import threading
         from urllib.request import Request
 
-        origin = origin_of(url)
-        end = self.deadline or time.monotonic() + WHOLE_TIMEOUT
+        proxy = find_proxy(self.process, url)
+        place = f"{origin_of(url)} by way of {proxy.label}" if proxy else origin_of(url)
         has_begun = threading.Event()
         answers = []  # type: List[Answer]
         failures = []  # type: List[Failure]
@@ -2183,26 +2332,39 @@ class Client:
         def exchange() -> None:
             try:
                 request = Request(url, body, headers, method=method)  # noqa: S310
-                answers.append(fetch(request, self.process, has_begun.set))
+                answers.append(fetch(request, self.process, proxy, has_begun.set))
             except Failure as failure:
                 failures.append(failure)
             except Exception as error:  # the thread that waits raises it
-                failures.append(network_failure(error, origin, has_begun.is_set()))
+                failures.append(network_failure(error, place, has_begun.is_set()))
             has_begun.set()
 
-        thread = threading.Thread(target=exchange, daemon=True)
-        thread.start()
-        if not has_begun.wait(max(0.0, min(ANSWER_TIMEOUT, end - time.monotonic()))):
-            raise Unreachable(
-                f"{origin}: timed out waiting for an answer", Unreachable.SILENT
-            )
-        thread.join(max(0.0, end - time.monotonic()))
-        if thread.is_alive():
-            message = f"{origin}: timed out before the answer was complete"
-            raise Unreachable(message, Unreachable.SLOW)
+        self._run_in_time(exchange, has_begun, place)
         if failures:
             raise failures[0]
         return answers[0]
+
+    def _run_in_time(
+        self, exchange: "Callable[[], None]", has_begun: "threading.Event", place: str
+    ) -> None:
+        """Run EXCHANGE in a thread until it ends; raises Unreachable when time is up."""
+        import threading
+
+        patience = self.process.timeout(ANSWER_TIMEOUT)
+        end = self.deadline or time.monotonic() + WHOLE_TIMEOUT + patience - ANSWER_TIMEOUT
+        thread = threading.Thread(target=exchange, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system allows no more of them
+            return exchange()
+        if not has_begun.wait(max(0.0, min(patience, end - time.monotonic()))):
+            message = f"{place}: timed out waiting for an answer"
+            raise Unreachable(message, Unreachable.SILENT)
+        thread.join(max(0.0, end - time.monotonic()))
+        if thread.is_alive():
+            message = f"{place}: timed out before the answer was complete"
+            raise Unreachable(message, Unreachable.SLOW)
+        return None
 
 
 # ==== oauth: the device flow of RFC 8628, a login's tokens and the claims of its ID token
@@ -2372,7 +2534,7 @@ class Session:
         client: Client,
         provider: "Optional[Provider]",
         tokens: Tokens,
-        on_rotation: "Callable[[Tokens], None]",
+        on_rotation: "Callable[[Tokens], None]" = lambda tokens: None,
     ) -> None:
         self.client = client
         self.provider = provider
@@ -2381,7 +2543,8 @@ class Session:
 
     def access_token(self) -> str:
         expires_at = self.tokens.expires_at
-        if expires_at is not None and expires_at - TOKEN_LEEWAY < time.time():
+        is_expired = expires_at is not None and expires_at - TOKEN_LEEWAY < time.time()
+        if is_expired or not self.tokens.access_token:
             self.refresh()
         return self.tokens.access_token
 
@@ -2760,6 +2923,11 @@ def resolve_credential(
 
 
 # ==== login: signing in with a key or by device, signing out, leaving nothing behind
+# for what is requested while the store is locked: less than others wait for the lock
+KEY_TIMEOUT = 5.0
+REVOCATION_TIMEOUT = 3.0
+
+
 class App:
     """What every command works with."""
 
@@ -3007,9 +3175,14 @@ def name_login(environment: "Environment", user: User, name: "Optional[str]") ->
 
 
 def choose_project_of_login(
-    app: App, projects: "List[Project]", wanted: "Optional[str]", current: "Optional[str]"
+    app: App, args: "Args", api_url: str, session: Session, current: "Optional[str]"
 ) -> "Tuple[Optional[Project], Optional[Failure]]":
-    """The project, or why there is none: an approval is never wasted on that."""
+    """The project of a login, or why it has none yet, which does not undo the login.
+
+    Raises Failure where there is no project at all.
+    """
+    projects = get_projects(app.client, api_url, session.access_token(), args.org)
+    wanted = args.project
     if not wanted and not app.terminal.can_ask():
         wanted = current
     try:
@@ -3027,6 +3200,7 @@ def make_key(app: App, api_url: str, session: Session, name: str) -> "Tuple[str,
     """
     title = f"{name} llamactl on {app.process.host_name}"
     access_token = session.access_token()
+    doubt = f"an API key named '{title}' may exist now"
     try:
         key_id, key = create_key(app.client, api_url, access_token, title)
         if key and key_id:
@@ -3038,8 +3212,11 @@ def make_key(app: App, api_url: str, session: Session, name: str) -> "Tuple[str,
     except Unreachable as failure:
         if failure.stage == Unreachable.NOT_CONNECTED:
             raise
-        message = f"{failure.message}; an API key named '{title}' may exist now"
+        message = f"{failure.message}; {doubt}"
         raise Failure(message, f"delete the key {WEB_CONSOLE}", EXIT_UNREACHABLE) from None
+    except KeyboardInterrupt:
+        app.terminal.warn(doubt)
+        raise
 
 
 def delete_own_key(app: App, api_url: str, session: Session, key_id: str) -> None:
@@ -3058,6 +3235,14 @@ def revoke_or_warn(app: App, session: Session) -> None:
         app.terminal.warn(f"the refresh token may not be revoked: {failure.message}")
 
 
+def revoke_replaced(app: App, session: Session, replaced: "Profile") -> None:
+    """Revoke the refresh token of the login that a new SESSION of its user replaces."""
+    token = replaced.get("refresh_token")
+    if token and token != session.tokens.refresh_token:
+        old_tokens = Tokens("", None, token)
+        revoke_or_warn(app, Session(app.client, session.provider, old_tokens))
+
+
 def token_fields(tokens: Tokens) -> "Profile":
     return {
         "access_token": tokens.access_token,
@@ -3066,17 +3251,13 @@ def token_fields(tokens: Tokens) -> "Profile":
     }
 
 
-def login_profile(
-    user: User, session: Session, project: "Optional[Project]", key: str, key_id: str
-) -> "Profile":
-    """What is stored of a login."""
+def login_profile(user: User, session: Session, project: "Optional[Project]") -> "Profile":
+    """What is stored of a login beside its API key."""
     profile = {
         "auth_type": OIDC,
         "sub": user.sub,
         "issuer": user.issuer,
         "email": user.email,
-        "api_key_id": key_id,
-        "api_key": key,
         "provider": pinned_fields(session.provider) if session.provider else None,
     }  # type: Profile
     profile.update(token_fields(session.tokens))
@@ -3100,14 +3281,16 @@ def store_login(
 ) -> "Tuple[str, Profile]":
     """Store a NEW login and make it current; its name, and the profile that it replaces.
 
-    If that is not the one that was KNOWN, another process logged the same user in, and
-    the key that it stored stays.
+    Where that is not the one that was KNOWN before, another process was faster: the key of
+    its login stays, and a logout of the known key is respected. Raises Failure.
     """
     with app.store.change() as data:
         environment = add_environment(data, api_url)
         name = name_login(environment, user, wanted)
         replaced = profile_of_user(environment, name, user)
         key = replaced.get("api_key")
+        if not key and new["api_key"] == known.get("api_key"):
+            raise Failure(f"profile {name} was deleted meanwhile; log in again")
         if key and key != known.get("api_key"):
             new["api_key"] = key
             new["api_key_id"] = replaced.get("api_key_id")
@@ -3124,32 +3307,32 @@ def finish_login(
     Whatever ends this before the profile is stored, what it made is deleted and revoked.
     """
     provider = pinned_provider(waiting.get("provider"), api_url)
-    tokens = read_tokens(answer, time.time())
-    session = Session(app.client, provider, tokens, lambda tokens: None)
+    session = Session(app.client, provider, read_tokens(answer, time.time()))
     with contextlib.ExitStack() as undo:
         undo.callback(revoke_or_warn, app, session)
         forget_waiting_login(app, api_url, waiting)
         user = read_user(answer.get("id_token"), provider, time.time())
-        projects = get_projects(app.client, api_url, session.access_token(), args.org)
         environment = get_environment(app.store.load(), api_url)
         name = name_login(environment, user, args.name)
         known = profile_of_user(environment, name, user)
         current = known.get("project_id")
-        project, missing = choose_project_of_login(app, projects, args.project, current)
+        project, missing = choose_project_of_login(app, args, api_url, session, current)
         key = known.get("api_key") or ""
         key_id = known.get("api_key_id") or ""
-        with uninterrupted():
-            if not key or is_key_gone(app.client, api_url, key):
+        needs_key = not key or is_key_gone(app.client, api_url, key)
+        with uninterrupted(app.terminal.tell):
+            if needs_key:
                 key, key_id = make_key(app, api_url, session, name)
                 undo.callback(delete_own_key, app, api_url, session, key_id)
-            profile = login_profile(user, session, project, key, key_id)
+            profile = login_profile(user, session, project)
+            profile["api_key"] = key
+            profile["api_key_id"] = key_id
             name, replaced = store_login(app, api_url, user, args.name, known, profile)
             undo.pop_all()
-            if profile["api_key"] != key and key != known.get("api_key"):
+            if needs_key and profile["api_key"] != key:
                 delete_own_key(app, api_url, session, key_id)
-    old_tokens = tokens._replace(refresh_token=replaced.get("refresh_token"))
-    revoke_or_warn(app, Session(app.client, provider, old_tokens, lambda tokens: None))
-    app.report(f"logged in as {name}, project {project_label(profile)}")
+            revoke_replaced(app, session, replaced)
+            app.report(f"logged in as {name}, project {project_label(profile)}")
     if missing:
         raise Failure(missing.message, "llamactl projects use ID", EXIT_USAGE)
 
@@ -3174,7 +3357,10 @@ def end_login(
     on_rotation: "Callable[[Tokens], None]",
     warn: "Warn",
 ) -> str:
-    """Delete a login's key, revoke its refresh token; what may still work, or nothing."""
+    """Delete a login's key and revoke its refresh token; a sentence on a key that may live.
+
+    Each has a time of its own, so that the one does not use up the other's.
+    """
     provider = None
     trouble = ""
     problem = ""
@@ -3187,16 +3373,17 @@ def end_login(
         profile.get("access_expires_at"),
         profile.get("refresh_token"),
     )
-    session = Session(client, provider, tokens, on_rotation)
+    session = Session(client.within(KEY_TIMEOUT), provider, tokens, on_rotation)
     key = profile.get("api_key") or ""
     key_id = profile.get("api_key_id") or ""
     try:
         require(key_id, "its id is not known")
         delete_key_of_login(session, api_url, key_id)
     except Failure as failure:
-        if not key or not is_key_gone(client, api_url, key):
-            name = f"API key {key_id}, which ends in {last_four(key) or '?'},"
+        if not key or not is_key_gone(session.client, api_url, key):
+            name = f"API key {key_id or '(id unknown)'} (…{last_four(key)})"
             problem = f"{name} may still work: {trouble or failure.message}"
+    session.client = client.within(REVOCATION_TIMEOUT)
     try:
         require(provider, trouble)
         session.revoke()
@@ -3220,8 +3407,8 @@ def log_out(app: App, api_url: str, name: str) -> str:
                 with naming_path(app.store.path, "changed"):
                     app.store.save(data)
 
-            client = app.client.within(LOCKED_TIMEOUT)
-            problem = end_login(client, api_url, profile, store_tokens, app.terminal.warn)
+            warn = app.terminal.warn
+            problem = end_login(app.client, api_url, profile, store_tokens, warn)
         environment["profiles"].pop(name, None)
         if environment.get("current_profile") == name:
             environment["current_profile"] = None
@@ -3252,6 +3439,8 @@ def read_official(path: str) -> "Dict[str, List[Json]]":
 
     path = os.path.realpath(path)  # SQLite looks for its logs beside that one
     require(os.path.isfile(path), f"{path} not found")
+    if not is_ours(os.stat(path)):
+        raise belongs_to(path, os.stat(path))
     in_use = os.path.exists(f"{path}-shm")
     has_log = os.path.exists(f"{path}-wal")
     journal = f"{path}-journal"
@@ -3457,7 +3646,7 @@ def pick_profile(app: App, data: "StoreData", name: "Optional[str]") -> str:
         return app.terminal.choose(
             "profile", choices, "NAME", environment.get("current_profile")
         )
-    found = find_profile(data, api_url, name or app.process.get(VAR_PROFILE))
+    found = find_profile(data, api_url, name)
     if not found:
         hint = "llamactl auth token --project ID"
         raise Failure(f"{api_url} has no profile", hint, EXIT_REJECTED)
@@ -3583,6 +3772,7 @@ def auth_status(app: App, args: "Args") -> int:
     source = credential.sources.get
     profile = credential.profile
     key = credential.api_key
+    proxy = find_proxy(app.process, credential.api_url, args.offline)
     bundle = find_ca_bundle(app.process)
     bundle_place = bundle.file or bundle.folder
     rows = [
@@ -3592,7 +3782,7 @@ def auth_status(app: App, args: "Args") -> int:
         ("project_name", source("project_name") and profile.get("project_name"), "profile"),
         ("api_key", MASK + last_four(key) if key else None, source("api_key")),
         ("ca_bundle", bundle_place or bundle.source, bundle_place and bundle.source),
-        ("proxy", find_proxy(credential.api_url), None),
+        ("proxy", proxy and proxy.label, None),
         ("credential", state, detail),
     ]
     if args.output == "text":
@@ -3687,6 +3877,8 @@ def environments_delete(app: App, args: "Args") -> None:
     names = list(get_environment(data, api_url)["profiles"])
     problems = log_out_each(app, [(api_url, name) for name in names])
     with app.store.change() as data:
+        if get_environment(data, api_url)["profiles"]:
+            raise Failure(f"{api_url} got a new profile meanwhile and stays")
         data["environments"].pop(api_url, None)
         if data.get("current_environment") == api_url:
             data["current_environment"] = None

@@ -1571,7 +1571,7 @@ NETWORK_MODULES = {"urllib", "ssl", "http", "socket", "email"}
 ALLOWED_MODULES = set(
     "argparse contextlib errno json os re stat sys time collections io base64 getpass "
     "warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
-    "threading difflib traceback textwrap typing email pwd shlex".split()
+    "threading difflib traceback textwrap typing email pwd shlex select ipaddress".split()
 )
 
 
@@ -1832,7 +1832,8 @@ class House(unittest.TestCase):
             "PAUSE_TIMEOUT": 10,
             "WHOLE_TIMEOUT": 60,
             "LOCK_TIMEOUT": 10,
-            "LOCKED_TIMEOUT": 8,
+            "KEY_TIMEOUT": 5,
+            "REVOCATION_TIMEOUT": 3,
             "MAX_ANSWER": 8 * 1024 * 1024,
             "MAX_RETRY_AFTER": 30,
             "DEFAULT_INTERVAL": 5,
@@ -7188,7 +7189,8 @@ import llamactl
 llamactl.RETRY_DELAYS, llamactl.DEFAULT_INTERVAL, send = (0, 0), 0.01, llamactl.Client.send
 
 def outcome(argv, environment, endpoint, times, waits):
-    llamactl.LOCKED_TIMEOUT = 2.0  # its beginning is not seen from here
+    llamactl.KEY_TIMEOUT = 2.0  # its beginning is not seen from here
+    llamactl.REVOCATION_TIMEOUT = 2.0
     faults = [True] * times  # what is asked again after them must have time to answer
     def send_in_time(client, method, url, *rest, **options):
         fails = url.partition("?")[0].endswith(endpoint) and bool(faults) and faults.pop()
