@@ -5,24 +5,27 @@
 What it does   Makes profiles (an API key and a project of one control plane) from a key or
                by the OpenID Connect device flow, stores them, and hands them on in a .env
                file or to a command.
-Files written  profiles.json (0600), its lock, for an instant its successor, and damaged
-               copies, in $LLAMACTL_CONFIG_DIR, %APPDATA%\\llamactl,
-               $XDG_CONFIG_HOME/llamactl or ~/.config/llamactl (0700); the .env that
-               `auth inject` is told to write.
-               profiles.db, the official client's, is read by `auth import`, never changed.
+Files written  profiles.json (0600) in $LLAMACTL_CONFIG_DIR, %APPDATA%\\llamactl,
+               $XDG_CONFIG_HOME/llamactl or ~/.config/llamactl (0700), with .lock, for an
+               instant .new, where the file system has no locks .locked, and .damaged-...
+               for a damaged file behind its name; the .env that `auth inject` is told to
+               write, for an instant with .llamactl-lock and .llamactl-new.
 Hosts          The control plane of the current environment (https://api.cloud.llamaindex.ai
                unless you add another); for `auth login`, and for the logout of a login, the
                identity provider that it named; by way of the proxies that urllib knows.
                No telemetry, no update check.
 Sent of you    The host's and the profile's name, in the title of a key that a login makes.
-Files read     These; certificates; /proc/self/mountinfo, before a warning about modes.
-Variables      LLAMA_CLOUD_API_KEY, LLAMA_AGENTS_PROJECT_ID, LLAMA_CLOUD_BASE_URL,
-               LLAMA_CLOUD_USE_PROFILE, LLAMACTL_PROFILE, LLAMACTL_CONFIG_DIR,
-               LLAMACTL_TIMEOUT, XDG_CONFIG_HOME, APPDATA, HOME, CI, TERM, SSL_CERT_FILE,
-               SSL_CERT_DIR, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE; HTTP_PROXY, HTTPS_PROXY,
-               ALL_PROXY and NO_PROXY, or in lower case; COMPUTERNAME; to find a browser
-               SSH_CONNECTION, SSH_CLIENT, SSH_TTY, DISPLAY, WAYLAND_DISPLAY, BROWSER; what
-               Python and OpenSSL read, such as LANG, LC_*, PATH, PYTHON*, OPENSSL_CONF.
+Files read     These; the file with a key that you name; .gitignore files; profiles.db, the
+               official client's, by `auth import`; certificates; /proc/self/mountinfo,
+               before a warning about modes.
+Variables      LLAMA_CLOUD_API_KEY, LLAMA_CLOUD_API_KEY_FILE, LLAMA_AGENTS_PROJECT_ID,
+               LLAMA_CLOUD_BASE_URL, LLAMA_CLOUD_USE_PROFILE, LLAMACTL_PROFILE,
+               LLAMACTL_CONFIG_DIR, LLAMACTL_TIMEOUT, XDG_CONFIG_HOME, APPDATA, HOME, CI,
+               TERM, SSL_CERT_FILE, SSL_CERT_DIR, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE;
+               HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, or in lower case;
+               COMPUTERNAME; to find a browser SSH_CONNECTION, SSH_CLIENT, SSH_TTY,
+               DISPLAY, WAYLAND_DISPLAY, BROWSER; what Python and OpenSSL read, such as
+               LANG, LC_*, PATH, PYTHON*, OPENSSL_CONF.
 Programs run   The command given to `auth exec`; for `auth login` what opens your browser.
 Never          Turns certificate verification off, sends a key to a server that is not its
                own, or prints one (but for `auth inject --env-file -`, which is asked to).
@@ -41,7 +44,6 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", sys.flags.isol
     del sys.path[0]
 
 import argparse
-import contextlib
 import errno
 import json
 import os
@@ -49,12 +51,13 @@ import re
 import stat
 import time
 from collections import namedtuple
+from contextlib import ExitStack, closing, contextmanager, suppress
+from os.path import abspath, dirname, exists, isabs, isdir, isfile, join, realpath
 
 __version__ = "1.0.0"
 
 TYPE_CHECKING = False  # mypy takes it for true; importing typing would slow the start
 if TYPE_CHECKING:
-    import socket
     import ssl
     import threading
     from email.message import Message
@@ -66,7 +69,6 @@ if TYPE_CHECKING:
         Iterator,
         List,
         Mapping,
-        Match,
         NamedTuple,
         NoReturn,
         Optional,
@@ -75,50 +77,54 @@ if TYPE_CHECKING:
         Tuple,
         TypedDict,
         TypeGuard,
+        Union,
     )
     from urllib.request import OpenerDirector, Request
 
     Args = argparse.Namespace
     Json = Dict[str, Any]
     Warn = Callable[[str], None]
-    Check = Callable[[os.stat_result], None]  # raises Failure
+    Check = Callable[[int], None]  # of an open file; raises Failure
     Wait = Callable[[float], None]  # waits for so many seconds
     Choices = Sequence[Tuple[str, str]]  # each a value and the text that people know it by
 
     # what profiles.json holds
 
-    class PinnedProvider(TypedDict, total=False):
-        """The identity provider of a login, as it was when the code was requested."""
+    class Provider(TypedDict):
+        """The identity provider of a login, as it was when the code was requested.
 
-        issuer: Optional[str]
-        client_id: Optional[str]
-        token_endpoint: Optional[str]
-        revocation_endpoint: Optional[str]
+        RFC 8414 §2, OpenID Connect Discovery §3.
+        """
+
+        issuer: str
+        client_id: str
+        token_endpoint: str
+        revocation_endpoint: "Optional[str]"
 
     class Profile(TypedDict, total=False):
         auth_type: str  # TOKEN, OIDC or NO_AUTH
-        api_key: Optional[str]
-        project_id: Optional[str]
-        project_name: Optional[str]
-        org_id: Optional[str]
+        api_key: "Optional[str]"
+        project_id: "Optional[str]"
+        project_name: "Optional[str]"
+        org_id: "Optional[str]"
         # of a login alone
-        api_key_id: Optional[str]
-        issuer: Optional[str]
-        sub: Optional[str]
-        email: Optional[str]
-        provider: Optional[PinnedProvider]
-        access_token: Optional[str]
-        access_expires_at: Optional[float]  # seconds since 1970; None where nobody said
-        refresh_token: Optional[str]
+        api_key_id: "Optional[str]"
+        issuer: "Optional[str]"
+        sub: "Optional[str]"
+        email: "Optional[str]"
+        provider: "Optional[Provider]"
+        access_token: "Optional[str]"
+        access_expires_at: "Optional[float]"  # seconds since 1970; None where nobody said
+        refresh_token: "Optional[str]"
 
     class WaitingLogin(TypedDict, total=False):
         """A device code between `auth login --start` and `--resume`."""
 
-        provider: Optional[PinnedProvider]
+        provider: "Optional[Provider]"
         device_code: str
         user_code: str
         verification_uri: str
-        verification_uri_complete: Optional[str]
+        verification_uri_complete: "Optional[str]"
         expires_at: float  # seconds since 1970
         interval: float  # seconds
 
@@ -126,25 +132,25 @@ if TYPE_CHECKING:
         """One control plane; its API URL is the key that it is stored under."""
 
         requires_auth: bool
-        current_profile: Optional[str]
-        profiles: Dict[str, Profile]
-        login: Optional[WaitingLogin]
+        current_profile: "Optional[str]"
+        profiles: "Dict[str, Profile]"
+        login: "Optional[WaitingLogin]"
 
     class StoreData(TypedDict):
         version: int
-        current_environment: Optional[str]
-        environments: Dict[str, Environment]
+        current_environment: "Optional[str]"
+        environments: "Dict[str, Environment]"
 
     # what rooms hand to each other
 
     class ProcessValues(NamedTuple):
-        variables: Dict[str, str]
-        home: Optional[str]
+        variables: "Dict[str, str]"
+        home: "Optional[str]"
         host_name: str
         program_on_stdin: bool
 
     class EnvPart(NamedTuple):
-        """An assignment in a .env file, with all the lines of its value, or other lines."""
+        """A line of a .env file, or an assignment with all the lines of its value."""
 
         text: str
         prefix: str  # indentation and `export `
@@ -158,36 +164,37 @@ if TYPE_CHECKING:
         status: os.stat_result  # of the very file that was read
 
     class CaBundle(NamedTuple):
-        file: Optional[str]
-        folder: Optional[str]
+        file: "Optional[str]"
+        folder: "Optional[str]"
         source: str  # the variable that named it, or where it was found
 
     class Proxy(NamedTuple):
         url: str  # as it was given, perhaps with a password
-        label: str  # its address without that, and what named it
+        address: str  # without that
+        source: str  # what named it
 
-    class Provider(NamedTuple):
-        """RFC 8414 §2, RFC 8628 §4, OpenID Connect Discovery §3."""
+    class ClientValues(NamedTuple):
+        process: "Process"
+        hide: "Callable[[str], None]"
+        warn: Warn
+        sleep: Wait
+        deadline: "Optional[float]"  # monotonic: all requests together; then no retries
 
-        issuer: str
-        client_id: str
-        device_authorization_endpoint: str
-        token_endpoint: str
-        revocation_endpoint: Optional[str]
+    class AnswerValues(NamedTuple):
+        status: int
+        headers: Message
+        body: bytes  # all of it
+        origin: str  # scheme, host and port that it came from
 
-    class Tokens(NamedTuple):
-        access_token: str
-        expires_at: Optional[float]  # seconds since 1970
-        refresh_token: Optional[str]
+    class PlaneValues(NamedTuple):
+        client: "Client"
+        api_url: str
+        token: "Optional[str]"
 
     class User(NamedTuple):
         issuer: str
         sub: str
-        email: Optional[str]
-
-    class Version(NamedTuple):
-        requires_auth: bool
-        capabilities: List[str]
+        email: "Optional[str]"  # else another name that people know
 
     class Project(NamedTuple):
         project_id: str
@@ -199,32 +206,23 @@ if TYPE_CHECKING:
         """A key, a URL and a project that belong together."""
 
         api_url: str
-        api_key: Optional[str]
-        project_id: Optional[str]
-        name: Optional[str]  # of the profile; None where variables hold the credential
+        api_key: "Optional[str]"
+        project_id: "Optional[str]"
+        name: "Optional[str]"  # of the profile; None where variables hold the credential
         profile: Profile
-        sources: Mapping[str, Optional[str]]  # each value's name, and where it came from
-
-    class Verb(NamedTuple):
-        run: Callable[..., Optional[int]]
-        summary: str
-        options: List[Any]
+        sources: "Mapping[str, Optional[str]]"  # each value's name, and where it came from
 else:
     ProcessValues = namedtuple("ProcessValues", "variables home host_name program_on_stdin")
     EnvPart = namedtuple("EnvPart", "text prefix name comment ending ends_in_backslash")
     Snapshot = namedtuple("Snapshot", "content status")
     CaBundle = namedtuple("CaBundle", "file folder source")
-    Proxy = namedtuple("Proxy", "url label")
-    Provider = namedtuple(
-        "Provider",
-        "issuer client_id device_authorization_endpoint token_endpoint revocation_endpoint",
-    )
-    Tokens = namedtuple("Tokens", "access_token expires_at refresh_token")
+    Proxy = namedtuple("Proxy", "url address source")
+    ClientValues = namedtuple("ClientValues", "process hide warn sleep deadline")
+    AnswerValues = namedtuple("AnswerValues", "status headers body origin")
+    PlaneValues = namedtuple("PlaneValues", "client api_url token")
     User = namedtuple("User", "issuer sub email")
-    Version = namedtuple("Version", "requires_auth capabilities")
     Project = namedtuple("Project", "project_id project_name deployment_count org_id")
     Credential = namedtuple("Credential", "api_url api_key project_id name profile sources")
-    Verb = namedtuple("Verb", "run summary options")
 
 # ==== constants: what two rooms share; a literal with one user stands beside that user
 EXIT_DONE = 0
@@ -241,6 +239,7 @@ HINT_TOKEN = "llamactl auth token"  # noqa: S105 (a command, no password)
 HINT_IMPORT = "llamactl auth import --from-official"
 
 VAR_API_KEY = "LLAMA_CLOUD_API_KEY"
+VAR_KEY_FILE = "LLAMA_CLOUD_API_KEY_FILE"
 VAR_API_URL = "LLAMA_CLOUD_BASE_URL"
 VAR_PROJECT = "LLAMA_AGENTS_PROJECT_ID"
 VAR_USE_PROFILE = "LLAMA_CLOUD_USE_PROFILE"
@@ -257,7 +256,7 @@ ANSWER_TIMEOUT = 10.0  # until an answer begins
 PAUSE_TIMEOUT = 10.0  # between two pieces of it
 WHOLE_TIMEOUT = 60.0  # until it is whole
 RETRY_DELAYS = (0.5, 1.5)
-MAX_DAY = 86400.0  # nothing that a server says lasts longer
+ONE_DAY = 86400.0  # nothing that a server says lasts longer
 DEFAULT_INTERVAL = 5.0  # RFC 8628 §3.2
 SLOW_DOWN = 5.0  # RFC 8628 §3.5
 
@@ -275,34 +274,36 @@ class Failure(Exception):
     """What went wrong in one line, the command to try next, and the exit code."""
 
     def __init__(self, message: str, hint: str = "", code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
         self.message = message
         self.hint = hint
         self.code = code
 
 
+# how far an exchange with a server came
+NOT_CONNECTED = "not connected"  # the request never left
+SILENT = "silent"  # it may have been received
+BROKEN_OFF = "broken off"  # the connection ended before the answer did
+SLOW = "slow"  # the answer began, and did not end in time
+FAILING = "failing"  # the server said that it fails, or has no time
+UNUSABLE = "unusable"  # this program does not understand the answer
+
+
 class Unreachable(Failure):
     """A server that could not be reached, or whose answer makes no sense.
 
-    `stage` is how far the exchange came; it decides whether a second try is safe.
+    `stage` is how far the exchange came; `is_sure` that the request never arrived.
     """
 
-    NOT_CONNECTED = "not connected"  # the request never left
-    SILENT = "silent"  # it may have been received
-    BROKEN_OFF = "broken off"  # the connection ended before the answer did
-    SLOW = "slow"  # the answer began, and did not end in time
-    FAILING = "failing"  # the server said that it fails, or has no time
-    UNUSABLE = "unusable"  # the answer is none that this program understands
-
-    def __init__(self, message: str, stage: str, hint: str = "") -> None:
+    def __init__(self, message: str, stage: str = UNUSABLE, hint: str = "") -> None:
         super().__init__(message, hint, EXIT_UNREACHABLE)
         self.stage = stage
+        self.is_sure = stage == NOT_CONNECTED
 
 
 class Refused(Failure):
     """A server that understood the request and said no, with this HTTP status.
 
-    `is_json` tells the server itself from a gateway, which answers with a web page.
+    `is_sure` tells the server itself, which answers in JSON, from a gateway.
     """
 
     def __init__(
@@ -310,11 +311,16 @@ class Refused(Failure):
     ) -> None:
         super().__init__(message, hint, code)
         self.status = status
-        self.is_json = False
+        self.is_sure = False
 
 
 class Damaged(Failure):
     """A store that makes no sense: a reader stops, a writer moves it aside and goes on."""
+
+
+def misuse(message: str, hint: str = "") -> Failure:
+    """A wrong command line, or a choice that is missing where nobody can be asked."""
+    return Failure(message, hint, EXIT_USAGE)
 
 
 def require(
@@ -327,7 +333,7 @@ def require(
 def require_usable(condition: "Any", message: str) -> None:
     """Raise Unreachable unless a server's answer meets CONDITION."""
     if not condition:
-        raise Unreachable(message, Unreachable.UNUSABLE)
+        raise Unreachable(message)
 
 
 # ==== process: variables, platform and home, read once; turning into another program
@@ -348,13 +354,18 @@ class Process(ProcessValues):
         word = self.get(VAR_USE_PROFILE) or ""
         return word.lower() in ("1", "true", "yes", "on", "t", "y")
 
+    def with_key_file(self, path: str) -> "Process":
+        """This process as if the variables named PATH and no other credential."""
+        changes = {VAR_KEY_FILE: path, VAR_API_KEY: "", VAR_USE_PROFILE: ""}
+        return self._replace(variables={**self.variables, **changes})
+
     def timeout(self, default: float) -> float:
         """How many seconds a server may be silent; raises Failure."""
         text = self.get(VAR_TIMEOUT)
         if text is None:
             return default
         if not re.fullmatch("[0-9]{1,5}", text) or int(text) == 0:
-            raise Failure(f"{VAR_TIMEOUT} must be a number of seconds", code=EXIT_USAGE)
+            raise misuse(f"{VAR_TIMEOUT} must be a number of seconds")
         return float(text)
 
     def config_folder(self) -> "Optional[str]":
@@ -362,18 +373,18 @@ class Process(ProcessValues):
         path = self.get(VAR_FOLDER)
         if path is None:
             shared = self.get("APPDATA" if WINDOWS else "XDG_CONFIG_HOME")
-            if shared is None or not os.path.isabs(shared):
+            if shared is None or not isabs(shared):
                 shared = "~/.config"
-            path = os.path.join(shared, "llamactl")
+            path = join(shared, "llamactl")
         if re.match(r"~([/\\]|$)", path):
             if self.home is None:
                 return None
-            path = os.path.join(self.home, path[1:].lstrip("/\\"))
+            path = join(self.home, path[1:].lstrip("/\\"))
         path = os.path.expanduser(path)
         if path.startswith("~"):  # of a user who does not exist
             return None
-        with contextlib.suppress(OSError):  # the working folder may be gone
-            return os.path.abspath(path)
+        with suppress(OSError):  # the working folder may be gone
+            return abspath(path)
         return None
 
 
@@ -381,7 +392,7 @@ def read_process() -> Process:
     """What this process was started with."""
     variables = dict(os.environ)
     home = os.path.expanduser("~")  # type: Optional[str]
-    if variables.get("HOME") == "" or not os.path.isabs(str(home)):
+    if variables.get("HOME") == "" or not isabs(str(home)):
         home = None
     if hasattr(os, "uname"):
         host_name = os.uname().nodename
@@ -401,7 +412,6 @@ class Interrupted(KeyboardInterrupt):
     """A signal that ends the program, after it has cleaned up as for Ctrl-C."""
 
     def __init__(self, number: int) -> None:
-        super().__init__()
         self.number = number
 
 
@@ -421,15 +431,15 @@ def catch_signals() -> None:
     def interrupt(number: int, _: "Any") -> None:
         raise Interrupted(number)
 
-    with contextlib.suppress(ValueError):  # only the main thread may
+    with suppress(ValueError):  # only the main thread may
         for number in ending_signals():
             if signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, interrupt)
 
 
-@contextlib.contextmanager
+@contextmanager
 def uninterrupted(tell: "Callable[[str], None]") -> "Iterator[None]":
-    """Delay the first signal to the end of this block; a second one interrupts at once."""
+    """Delay signals to the end of this block, and tell the user so."""
     import signal
 
     caught = []  # type: List[int]
@@ -437,12 +447,10 @@ def uninterrupted(tell: "Callable[[str], None]") -> "Iterator[None]":
 
     def note(number: int, _: "Any") -> None:
         caught.append(number)
-        if len(caught) > 1:
-            raise Interrupted(number)
-        tell("finishing; interrupt again to stop at once")
+        tell("finishing first; please wait")
 
     try:
-        with contextlib.suppress(ValueError):  # only the main thread may
+        with suppress(ValueError):  # only the main thread may
             for number in ending_signals():
                 handlers[number] = signal.signal(number, note)
         yield
@@ -494,30 +502,27 @@ def masked(text: str, secrets: "Set[str]") -> str:
 
 def without_passwords(text: str) -> str:
     """TEXT with users and passwords of web addresses masked, of others the passwords."""
-
-    def mask_user(match: "Match[str]") -> str:
-        scheme, user = match.groups()
-        if scheme:
-            return f"{scheme}://{MASK}@"
-        name, colon, _ = user.partition(":")
-        return f"://{name}:{MASK}@" if colon else match.group()
-
-    return re.sub(r"(?i)(https?)?://([^/?#\s]*)@", mask_user, text)
+    text = re.sub(r"(?i)(https?://)[^/?#\s'\"]*@", rf"\1{MASK}@", text)
+    return re.sub(r"(://[^/?#\s'\":]*:)(?!\d+/)[^\s'\"]*@", rf"\1{MASK}@", text)
 
 
 def shortened(text: str, limit: int = 300) -> str:
     """TEXT on one line, cut at white space alone: the mask fits no half of a secret."""
-    line = without_passwords(" ".join(text.split()))
+    line = " ".join(text.split())
     if len(line) <= limit:
         return line
     whole_words = line[:limit].rpartition(" ")[0]
     return f"{whole_words} ...".strip()
 
 
+def is_uuid(text: str) -> bool:
+    uuid = "(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    return bool(re.fullmatch(uuid, text))
+
+
 def quotable(word: str) -> str:
     """WORD of the command line, masked where it may be a secret: long, and not a UUID."""
-    uuid = "(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    return word if len(word) < 20 or re.fullmatch(uuid, word) else MASK
+    return word if len(word) < 20 or is_uuid(word) else MASK
 
 
 def shell_quoted(word: str) -> str:
@@ -542,16 +547,29 @@ def is_plain(text: "Any") -> bool:
 def require_plain(text: str, name: str) -> str:
     """TEXT, if it is plain; the Failure otherwise calls it NAME and quotes nothing."""
     if not text:
-        raise Failure(f"{name} is empty", code=EXIT_USAGE)
+        raise misuse(f"{name} is empty")
     if not is_plain(text):
         message = f"{name} contains white space or characters that are not ASCII"
-        raise Failure(message, code=EXIT_USAGE)
+        raise misuse(message)
     return text
 
 
+def clean_key(text: str) -> str:
+    """A key without what surrounds it when it is pasted: white space, marks, quotes.
+
+    Raises Failure for NAME=KEY.
+    """
+    text = re.sub("\x1b\\[20[01]~", "", text).strip()
+    if re.match("(export )?[A-Z][A-Z0-9_]*=", text):
+        raise misuse("the API key has a name in front of it; give the key alone")
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    return require_plain(text, "the API key")
+
+
 def decoded_key(content: bytes) -> str:
-    """The key in CONTENT, without a BOM and white space around it."""
-    return content.decode("utf-8-sig", "replace").strip()
+    """The key in CONTENT, which may begin with a BOM; raises Failure."""
+    return clean_key(content.decode("utf-8-sig", "replace"))
 
 
 def split_url(url: str, rest: str) -> "Tuple[str, str, int, str]":
@@ -579,11 +597,11 @@ def normal_url(url: str) -> str:
     try:
         scheme, host, port, path = split_url(url, "/[a-z0-9._~%/@:,+=-]*")
     except ValueError:
-        raise Failure(
-            "an API URL is http(s)://HOST, without user, query or fragment",
-            f"llamactl environments add {DEFAULT_API_URL}",
-            EXIT_USAGE,
-        ) from None
+        likely = DEFAULT_API_URL
+        if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(:[0-9]+)?/?", url):
+            likely = f"https://{url}"
+        message = "an API URL is http(s)://HOST, without user, query or fragment"
+        raise misuse(message, f"llamactl environments add {likely}") from None
     place = host if port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
     return f"{scheme}://{place}{path}".rstrip("/")
 
@@ -599,12 +617,12 @@ def origin_of(url: str) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether URL leads to this machine."""
-    return bool(re.match(r"https?://(localhost|127\.[0-9.]+|\[::1\])([:/?]|$)", url))
+    return bool(re.match(r"(?i)https?://(localhost|127\.[0-9.]+|\[::1\])([:/?]|$)", url))
 
 
 def is_sent_in_clear(url: str) -> bool:
     """Whether URL is plain http to another machine."""
-    return url.startswith("http://") and not is_loopback(url)
+    return url.lower().startswith("http://") and not is_loopback(url)
 
 
 def shell_safe(text: str) -> str:
@@ -632,13 +650,16 @@ def listed(choices: "Choices") -> str:
     return ", ".join(words) or "none"
 
 
-def find_choices(answer: str, choices: "Choices") -> "List[str]":
-    """The values that ANSWER may mean: a number, else a whole name, else a part of one."""
+def find_choices(answer: str, shown: "Choices", choices: "Choices") -> "List[str]":
+    """The values that ANSWER may mean.
+
+    A number of those SHOWN, else the whole name of one of CHOICES, else a part of it.
+    """
     number = int(answer) if re.fullmatch("[0-9]{1,9}", answer) else 0
-    if 0 < number <= len(choices):
-        return [choices[number - 1][0]]
+    if 0 < number <= len(shown):
+        return [shown[number - 1][0]]
     whole = [value for value, label in choices if answer in (value, label)]
-    if whole:
+    if whole or not answer:
         return whole
     part = answer.lower()
     return [value for value, label in choices if part in f"{value}\n{label}".lower()]
@@ -675,10 +696,11 @@ def json_text(value: "Any", indent: "Optional[int]" = 2) -> str:
 
 def yaml_scalar(value: "Any") -> str:
     """VALUE bare where YAML 1.1 and 1.2 both read that text as a string, else as JSON."""
-    words = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+    special = r"(?i)null|true|false|yes|no|on|off|y|n|nan|inf|e[0-9]+"
     bare = r"[A-Za-z_](?:[A-Za-z0-9_./@:+-]*[A-Za-z0-9_/])?"
-    if isinstance(value, str) and re.fullmatch(bare, value) and value.lower() not in words:
-        return value
+    is_bare = isinstance(value, str) and re.fullmatch(bare, value)
+    if is_bare and not re.fullmatch(special, value):
+        return str(value)
     return json_text(value, indent=None)
 
 
@@ -707,14 +729,28 @@ def cell_text(value: "Any") -> str:
     return clean(str(value))
 
 
+def cell_width(text: str) -> int:
+    """How many columns of a terminal TEXT takes: CJK and emoji 2, combining marks 0."""
+    if len(text) == len(text.encode("utf-8", "replace")):
+        return len(text)
+    from unicodedata import category, east_asian_width
+
+    is_wide = [east_asian_width(character) in "FW" for character in text]
+    is_mark = [category(character) in ("Mn", "Me", "Cf") for character in text]
+    return len(text) + sum(is_wide) - sum(is_mark)
+
+
 def table_text(headers: "Sequence[str]", rows: "Sequence[Sequence[Any]]") -> str:
     """A table without colour or truncation, two spaces between columns."""
     lines = [list(headers)]
     lines += [[cell_text(value) for value in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
+    widths = [max(cell_width(cell) for cell in column) for column in zip(*lines)]
     text = ""
     for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths)]
+        cells = [
+            cell.ljust(width + len(cell) - cell_width(cell))
+            for cell, width in zip(line, widths)
+        ]
         text += "  ".join(cells).rstrip() + "\n"
     return text
 
@@ -745,8 +781,6 @@ COMMENT = re.compile(r"(?<=[ \t])#[^\r\n]*")
 COMMENT_BEHIND_QUOTES = re.compile(r"#[^\r\n]*")
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
 LINE_END = re.compile(r"\r\n|\n|\r|\Z")
-# most of a long file, by the hundred: lines without quote, backslash or a name like ours
-DULL_LINES = re.compile(r"(?:(?![^\r\n]*LLAMA_)[^'\"`\\\r\n]*(?:\r\n|\n|\r)){1,500}")
 
 
 def env_value(value: str) -> str:
@@ -784,15 +818,10 @@ def env_lines(values: "Dict[str, str]") -> "Dict[str, str]":
 
 def usual_line_end(text: str) -> str:
     """The line end for new lines of TEXT: its own, a lone \\n before a lone \\r."""
-    for pattern, ending in (
-        (r"\r\Z", "\r"),
-        (r"(?<!\r)\n", "\n"),
-        (r"\n", "\r\n"),
-        (r"\r", "\r"),
-    ):
-        if re.search(pattern, text):
-            return ending
-    return "\n"
+    if text.endswith("\r"):
+        return "\r"
+    found = re.search(r"(?<!\r)\n", text) or re.search(r"\r\n?", text)
+    return found.group() if found else "\n"
 
 
 def joins_next_line(line: str) -> bool:
@@ -802,10 +831,7 @@ def joins_next_line(line: str) -> bool:
 
 
 def scan_part(text: str, at: int) -> "EnvPart":
-    """What TEXT holds from AT: dull lines, or that line to the end of its quoted value."""
-    dull = DULL_LINES.match(text, at)
-    if dull:
-        return EnvPart(dull.group(), "", "", "", "", False)
+    """What TEXT holds from AT: a line, or an assignment to the end of its quoted value."""
     prefix = ""
     name = ""
     value_at = at
@@ -853,10 +879,12 @@ def updated_env(text: str, values: "Dict[str, str]") -> str:
     missing = dict(lines)
     ending = usual_line_end(text)
     pieces = [mark]
-    outline = []  # the text without what is inside of quotes
+    prefixes = []
     is_continuation = False  # of the line above, to a shell and to systemd
     ends_in_backslash = False
     for part in scan_env(text, lines):
+        if part.name:
+            prefixes.append(part.prefix)
         if part.name in lines:
             if part.comment:  # Docker and systemd would read it as part of the value
                 indentation = part.prefix.partition("export")[0]
@@ -869,12 +897,9 @@ def updated_env(text: str, values: "Dict[str, str]") -> str:
             pieces.append(part.text)
             ends_in_backslash = part.ends_in_backslash
         is_continuation = ends_in_backslash and not part.text.lstrip().startswith("#")
-        outline.append(f"{part.prefix}{part.name}=" if part.name else part.text)
     if not missing:
         return "".join(pieces)
-    lines_outside = "\n".join(outline).replace("\r", "\n")
-    exports = re.findall(r"(?m)^[ \t]*(export[ \t]+)?[^=#\s'\"`]+[ \t]*=", lines_outside)
-    export = "export " if exports and all(exports) else ""
+    export = "export " if prefixes and all("export" in each for each in prefixes) else ""
     new_lines = [export + line for line in missing.values()]
     if ends_in_backslash:  # a blank line ends what that would continue
         new_lines.insert(0, "")
@@ -886,12 +911,15 @@ def updated_env(text: str, values: "Dict[str, str]") -> str:
 
 # ==== terminal: data to stdout, words to stderr, questions where somebody can answer
 BROWSER_TIMEOUT = 1.0
-TEXT_BROWSERS = ("www-browser", "links", "links2", "elinks", "lynx", "w3m", "browsh")
+TEXT_BROWSERS = "www-browser links links2 elinks lynx w3m browsh".split()
 MAX_KEY_BYTES = 64 * 1024
+MAX_LINE = 4095  # all that a terminal hands over at once
+MAX_TOLD = 4000  # characters of a line that is shown
+MENU_LENGTH = 20
 
 
 def open_controlling_terminal() -> "Any":
-    with contextlib.suppress(OSError):  # there is none here, or none on this platform
+    with suppress(OSError):  # there is none here, or none on this platform
         return open("/dev/tty")
     return None
 
@@ -938,9 +966,12 @@ class Terminal:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), descriptor)
 
-    def show(self, value: "Any", output: str, columns: str) -> None:
-        """Print a command's result, as output_text() describes it."""
-        self.write(masked(output_text(value, output, columns), self.secrets))
+    def show(self, value: "Any", output: str, columns: str, noun: str = "") -> None:
+        """Print a command's result; NOUN is what an empty list lacks."""
+        text = without_passwords(output_text(value, output, columns))
+        self.write(masked(text, self.secrets))
+        if value == []:
+            self.say(f"no {noun} found")
 
     def write_error(self, text: str) -> None:
         """Write TEXT to stderr; where that is closed or hung up, nobody is left to tell."""
@@ -953,9 +984,9 @@ class Terminal:
 
     def tell(self, text: str) -> None:
         """Print a line to stderr, masked; a key that was typed where none belongs, too."""
-        line = masked(clean(text), self.secrets)
+        line = masked(without_passwords(clean(text)), self.secrets)
         line = re.sub("(?i)llx-[a-z0-9_-]{14,}", MASK, line)
-        self.write_error(f"{line}\n")
+        self.write_error(f"{line[:MAX_TOLD]}\n")
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -968,23 +999,34 @@ class Terminal:
             self.tell(f"warning: {text}")
 
     def can_ask(self) -> bool:
-        if self.process.get("CI") or self.process.get("TERM") == "dumb":
+        """Whether somebody can answer a question."""
+        is_ci = (self.process.get("CI") or "no").lower() not in ("false", "0", "no", "off")
+        if is_ci or self.process.get("TERM") == "dumb":
             return False
         return is_terminal(self.input) and is_terminal(sys.stderr)
 
     def ask(self, question: str) -> str:
-        """One line from the user.
+        """One line from the user, typed after the question appeared.
 
         Raises KeyboardInterrupt at Ctrl-C, Ctrl-D and a hang-up.
         """
         catch_signals()
+        with suppress(ImportError, OSError, ValueError):  # Windows; no terminal
+            import termios
+
+            termios.tcflush(self.input.fileno(), termios.TCIFLUSH)
         self.write_error(masked(clean(question), self.secrets))
         line = b""
-        with contextlib.suppress(OSError):  # a hang-up
+        with suppress(OSError):  # a hang-up
             line = self.input.buffer.readline()  # bytes, whatever the locale
         if not line.endswith(b"\n"):
             raise KeyboardInterrupt
         return str(line, "utf-8", "replace").strip()
+
+    def confirm(self, question: str) -> None:
+        """Ask before what cannot be undone, where somebody can; raises Failure at no."""
+        if self.can_ask() and self.ask(f"{question} [y/N] ").lower() not in ("y", "yes"):
+            raise Failure("nothing was deleted")
 
     def ask_hidden(self, question: str) -> str:
         """One line that is not shown as it is typed; raises Failure, and as ask() does."""
@@ -998,12 +1040,10 @@ class Terminal:
         except (EOFError, OSError):
             raise KeyboardInterrupt from None
         except getpass.GetPassWarning:
-            raise Failure(
-                "this terminal cannot hide what is typed", code=EXIT_USAGE
-            ) from None
+            raise misuse("this terminal cannot hide what is typed") from None
         except UnicodeDecodeError:  # which would quote it; getpass has not ended the line
             self.write_error("\n")
-            raise Failure("what was typed is not text", code=EXIT_USAGE) from None
+            raise misuse("what was typed is not text") from None
 
     def choose(
         self, name: str, choices: "Choices", flag: str, current: "Optional[str]" = None
@@ -1013,36 +1053,39 @@ class Terminal:
         FLAG is what chooses without asking. CURRENT stands for an empty answer.
         """
         if not self.can_ask():
-            message = f"no {name} given; choose one with {flag}: {listed(choices)}"
-            raise Failure(message, code=EXIT_USAGE)
-        values = [value for value, _ in choices]
+            raise misuse(f"no {name} given; choose one with {flag}: {listed(choices)}")
+        labels = dict(choices)
         question = f"{name.capitalize()}, by number or name: "
-        if current in values:
-            question = f"{name.capitalize()}, by number or name [{current}]: "
-        self.show_menu(choices, current)
+        if current in labels:
+            question = f"{name.capitalize()}, by number or name [{labels[current]}]: "
+        shown = choices
         while True:
+            self.show_menu(shown, current)
             answer = self.ask(question)
-            if not answer and current in values:
+            if not answer and current in labels:
                 return str(current)
-            matches = find_choices(answer, choices) if answer else []
+            matches = find_choices(answer, shown[:MENU_LENGTH], choices)
             if len(matches) == 1:
                 return matches[0]
             if matches:
-                self.tell(f"{answer} matches {len(matches)} of them: {', '.join(matches)}")
+                shown = [choice for choice in choices if choice[0] in matches]
             else:
                 word = answer or "an empty answer"
-                self.tell(f"{word} is not on the list (1 to {len(choices)})")
+                count = len(shown[:MENU_LENGTH])
+                self.tell(f"{word} is not on the list (1 to {count})")
 
     def show_menu(self, choices: "Choices", current: "Optional[str]") -> None:
-        for number, (value, label) in enumerate(choices, 1):
+        for number, (value, label) in enumerate(choices[:MENU_LENGTH], 1):
             mark = "*" if value == current else " "
             name = label if label == value else f"{label} ({value})"
             self.tell(f"{mark} {number:3}  {name}")
+        if len(choices) > MENU_LENGTH:
+            self.tell(
+                f"       and {len(choices) - MENU_LENGTH} more; type a part of the name"
+            )
 
     def countdown(self, expires_at: float) -> "Wait":
         """A way to wait that shows the time left until EXPIRES_AT (monotonic seconds)."""
-        width = 20  # a narrow terminal must not wrap it
-        blank = "\r".ljust(width + 1) + "\r"
         is_shown = is_terminal(sys.stderr) and not self.quiet
         if self.process.get("TERM") == "dumb":
             is_shown = False
@@ -1052,12 +1095,11 @@ class Terminal:
             while time.monotonic() < end:
                 if is_shown:
                     left = max(0, int(expires_at - time.monotonic()))
-                    text = f"waiting, {left // 60}:{left % 60:02} left"
-                    self.write_error(blank + text[:width])
+                    self.write_error(f"\rwaiting, {left // 60}:{left % 60:02} left ")
                 # by the second: a Ctrl-C just before a sleep is seen only after it
                 time.sleep(max(0.0, min(1.0, end - time.monotonic())))
             if is_shown:
-                self.write_error(blank)
+                self.write_error("\r                      \r")
 
         return wait
 
@@ -1066,20 +1108,20 @@ class Terminal:
         get = self.process.get
         is_remote = get("SSH_CONNECTION") or get("SSH_TTY") or get("SSH_CLIENT")
         has_display = WINDOWS or MACOS or get("DISPLAY") or get("WAYLAND_DISPLAY")
-        if is_remote or not has_display or not re.fullmatch("(?i)https?://[!-~]+", url):
+        if is_remote or not has_display:
             return
         import threading
         import webbrowser
 
         def start_browser() -> None:
-            with contextlib.suppress(webbrowser.Error, OSError, ValueError):
+            with suppress(webbrowser.Error, OSError, ValueError):
                 browser = webbrowser.get()
                 program = str(getattr(browser, "name", ""))
                 if os.path.basename(program) not in TEXT_BROWSERS:
                     browser.open(url)
 
         thread = threading.Thread(target=start_browser, daemon=True)
-        with contextlib.suppress(RuntimeError):  # the system allows no more threads
+        with suppress(RuntimeError):  # the system allows no more threads
             thread.start()
             thread.join(BROWSER_TIMEOUT)  # some browsers return only when they are closed
 
@@ -1088,33 +1130,44 @@ class Terminal:
         if self.process.program_on_stdin:
             message = "standard input holds the program, so it cannot hold the key as well"
             hint = "llamactl auth token --api-key-file PATH --project ID"
-            raise Failure(message, hint, EXIT_USAGE)
+            raise misuse(message, hint)
         require(sys.stdin is not None, "standard input is closed", code=EXIT_USAGE)
         return decoded_key(sys.stdin.buffer.read(MAX_KEY_BYTES))
 
 
 # ==== disk: whose file it is, private folders, a lock, atomic replacement
 LOCK_TIMEOUT = 10.0
+MAX_HOLD = 60.0  # how old a lock file may get where the system has no locks
 RENAME_TIMEOUT = 1.0
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # so that no FIFO holds us up
+FOLDER = getattr(os, "O_PATH", 0) | getattr(os, "O_DIRECTORY", 0) | NO_FOLLOW
 ACL = "system.posix_acl_access"
 IMPORTED_LATER = """email.utils encodings.idna encodings.utf_8_sig fcntl ipaddress select
-shlex signal ssl threading traceback urllib.request"""
+shlex signal sqlite3 ssl threading traceback urllib.request"""
 INJECT_TO_STDOUT = "llamactl auth inject --env-file -"
 NO_NEW_FILE = (errno.EACCES, errno.EPERM, errno.EROFS)  # how a folder refuses one
 NO_RENAME = (errno.EBUSY, errno.EXDEV)  # how a file that is mounted refuses to be replaced
+UNSUPPORTED = (  # how a file system says that it has no locks, or cannot sync
+    errno.EINVAL,
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+)
 
 
-@contextlib.contextmanager
-def naming_path(path: str, verb: str) -> "Iterator[None]":
+@contextmanager
+def naming_path(path: str, verb: str, hint: str = "") -> "Iterator[None]":
     """Turn the operating system's errors into a Failure that names PATH."""
     try:
         yield
-    except (OSError, RecursionError, UnicodeError) as error:  # the last two for an odd path
-        raise Failure(f"{path} cannot be {verb}: {reason(error)}") from None
+    except (OSError, UnicodeError) as error:  # the latter where a path is no text
+        raise Failure(f"{path} cannot be {verb}: {reason(error)}", hint) from None
 
 
 def user_name(uid: int) -> str:
-    with contextlib.suppress(ImportError, KeyError):
+    with suppress(ImportError, KeyError):
         import pwd
 
         return pwd.getpwuid(uid).pw_name
@@ -1136,15 +1189,24 @@ def is_ours(status: "os.stat_result") -> bool:
     return os.geteuid() != 0 and os.getegid() == 0 and status.st_gid == 0
 
 
-def bits_of_others(status: "os.stat_result", bits: int) -> int:
+def has_acl(target: "Union[int, str]") -> bool:
+    """Whether an open file or a path has an ACL; its group bits then are the ACL's mask."""
+    with suppress(OSError, AttributeError):
+        return ACL in os.listxattr(target)
+    return False
+
+
+def bits_of_others(target: "Union[int, str]", bits: int) -> int:
     """Which of the permission BITS (0o044 to read, 0o022 to write) others have.
 
-    Those of the group count unless it is root's or has our own number, as a private group
-    has. In a sticky folder of root's nobody can touch what is another's.
+    TARGET is an open file or a path. The bits of the group count unless it is root's or
+    has our own number, as a private group has. In a sticky folder of root's nobody can
+    touch what is another's.
     """
+    status = os.stat(target)
     if WINDOWS or (status.st_mode & stat.S_ISVTX and status.st_uid == 0):
         return 0
-    if status.st_gid in (0, os.geteuid()):
+    if status.st_gid in (0, os.geteuid()) and not has_acl(target):
         bits &= 0o007
     return status.st_mode & bits
 
@@ -1155,146 +1217,78 @@ def can_chmod(path: str) -> bool:
         return False
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as mounts:
+    with suppress(OSError), open("/proc/self/mountinfo") as mounts:
         for line in mounts:
             fields, _, kind = line.partition(" - ")
             if fields.split()[2] == number:
-                return kind.split()[0] not in (
-                    "9p",
-                    "cifs",
-                    "drvfs",
-                    "exfat",
-                    "fuseblk",
-                    "vfat",
-                )
+                return not re.match("(9p|cifs|drvfs|exfat|fuseblk|vfat) ", kind)
     return True
 
 
 def warn_if_open(path: str, bits: int, fix: str, warn: "Warn") -> None:
     """Warn where others have one of the permission BITS at PATH; `chmod FIX` removes it."""
-    with contextlib.suppress(FileNotFoundError):
-        found = bits_of_others(os.stat(path), bits)
+    with suppress(OSError):
+        found = bits_of_others(path, bits)
         if found and can_chmod(path):
             verb = "write to" if found & 0o022 else "read"
             warn(f"others can {verb} {path}; run: chmod {fix} {shell_quoted(path)}")
 
 
-def links_on(path: str) -> "List[str]":
-    """Each link that the absolute PATH leads through, itself included; on POSIX alone."""
-    links = []  # type: List[str]
-    if WINDOWS:
-        return links
-    place = os.sep
-    parts = path.split(os.sep)
-    while parts and len(links) < 40:
-        here = os.path.normpath(os.path.join(place, parts.pop(0)))
-        if os.path.islink(here):
-            links.append(here)
-            target = os.readlink(here)
-            if os.path.isabs(target):
-                place = os.sep
-            parts = target.split(os.sep) + parts
-        else:
-            place = here
-    return links
+def user_to_become(
+    trail: "Sequence[Tuple[str, os.stat_result]]", is_allowed: bool, hint: str
+) -> "Optional[int]":
+    """The one user to whom all on the TRAIL belongs that is not ours; None where all is.
+
+    Raises Failure for two users, unless IS_ALLOWED, and where we are not root.
+    """
+    strangers = [(path, status) for path, status in trail if not is_ours(status)]
+    if not strangers:
+        return None
+    uids = {status.st_uid for _, status in strangers}
+    if len(uids) > 1 or not is_allowed or os.geteuid() != 0:
+        raise belongs_to(*strangers[0], hint=hint)
+    return uids.pop()
 
 
-def nearest_folder(path: str) -> str:
-    """The folder PATH, else the nearest one above it that there is."""
-    while not os.path.isdir(path) and path != os.path.dirname(path):
-        path = os.path.dirname(path)
-    return path
-
-
-@contextlib.contextmanager
-def acting_as(uid: int, folder: str) -> "Iterator[None]":
+@contextmanager
+def acting_as(uid: "Optional[int]", path: str, hint: str) -> "Iterator[None]":
     """Have the effective ids of the user UID, and no other groups: the kernel then decides.
 
-    Only root can. FOLDER has the group of a user whom the system does not know.
+    Only root can. PATH is what belongs to that user; None changes nothing.
     """
+    if uid is None:
+        yield
+        return
     for module in IMPORTED_LATER.split():  # from files that the user may not read
-        with contextlib.suppress(ImportError):
+        with suppress(ImportError):
             __import__(module)
     groups = os.getgroups()
     gid = os.getegid()
-    try:
+    user_gid = uid
+    with suppress(ImportError, KeyError):
         import pwd
 
         user_gid = pwd.getpwuid(uid).pw_gid
-    except (ImportError, KeyError):
-        user_gid = os.stat(folder).st_gid
     try:
         try:
             os.setgroups([])
             os.setegid(user_gid)
             os.seteuid(uid)
         except OSError as error:
-            message = f"{folder} belongs to {user_name(uid)}, whom root cannot become"
-            raise Failure(
-                f"{message}: {reason(error)}", f"export {VAR_FOLDER}=PATH"
-            ) from None
+            message = f"{path} belongs to {user_name(uid)}, whom root cannot become"
+            raise Failure(f"{message}: {reason(error)}", hint) from None
         yield
     finally:
         os.seteuid(0)
         os.setegid(gid)
-        with contextlib.suppress(OSError):  # as at the start
+        with suppress(OSError):  # as at the start
             os.setgroups(groups)
-
-
-def open_unblocked(path: str, flags: int) -> int:
-    """An opener for open() that no FIFO holds up and that follows no link."""
-    for name in ("O_NONBLOCK", "O_NOFOLLOW"):
-        flags |= getattr(os, name, 0)
-    return os.open(path, flags)
-
-
-@contextlib.contextmanager
-def open_regular(path: str, mode: str) -> "Iterator[Any]":
-    """The regular file PATH, opened without a buffer; raises OSError and Failure."""
-    with open(path, mode, buffering=0, opener=open_unblocked) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise Failure(f"{path} is not a regular file")
-        yield file
-
-
-def read_regular(path: str) -> "Optional[Snapshot]":
-    """The regular file PATH, None where there is none; raises OSError and Failure."""
-    try:
-        with open_regular(path, "rb") as file:
-            return Snapshot(file.read(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return None
-
-
-def read_key_file(path: str) -> str:
-    """The key in the file PATH, which may be a pipe."""
-    with naming_path(path, "read"), open(path, "rb") as file:
-        return decoded_key(file.read(MAX_KEY_BYTES))
-
-
-def remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def make_private_folder(path: str) -> None:
-    """Make the folder PATH and those above it, 0700 whatever the umask; raises OSError."""
-    if os.path.isdir(path):
-        return
-    make_private_folder(os.path.dirname(path))
-    umask = os.umask(0o077)
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:  # another process was first
-        return
-    finally:
-        os.umask(umask)
 
 
 def set_mode(descriptor: int, mode: int) -> None:
     """Set the permissions of an open file, where its file system keeps any."""
     if not WINDOWS:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.fchmod(descriptor, mode)
 
 
@@ -1303,36 +1297,34 @@ def copy_attributes(source: int, target: int) -> bool:
 
     Returns whether the ACL is the same now; a folder may have given TARGET one of its own.
     """
-    if not hasattr(os, "listxattr"):
-        return True
-    with contextlib.suppress(OSError):  # a file system without attributes
-        is_same = True
+    is_same = True
+    with suppress(OSError, AttributeError):  # a system without attributes
         names = os.listxattr(source)
-        if ACL in os.listxattr(target) and ACL not in names:
+        if has_acl(target) and ACL not in names:
             os.removexattr(target, ACL)
         for name in names:
             try:
                 os.setxattr(target, name, os.getxattr(source, name))
             except OSError:  # some belong to the system alone
                 is_same = is_same and name != ACL
-        return is_same
-    return True
+    return is_same
 
 
 def copy_access(source: int, target: int) -> None:
-    """Give the file TARGET owner, group, mode and attributes of SOURCE.
+    """Give the file TARGET owner, group, mode and attributes of SOURCE; raises OSError.
 
-    What cannot be copied gives nobody access who did not have it.
+    Only root gives a file away, and must. Where the group or the ACL cannot be kept,
+    nobody gains access.
     """
     status = os.fstat(source)
     mode = stat.S_IMODE(status.st_mode)
-    for uid in (status.st_uid, -1):  # only root gives a file away; its group we may keep
-        with contextlib.suppress(OSError):
-            os.fchown(target, uid, status.st_gid)
-            break
+    if os.geteuid() == 0:
+        os.fchown(target, status.st_uid, status.st_gid)
+    with suppress(OSError):
+        os.fchown(target, -1, status.st_gid)
     is_same = copy_attributes(source, target)
     if not is_same or os.fstat(target).st_gid != status.st_gid:
-        mode &= 0o707
+        mode &= 0o700 | (mode >> 3 & 0o007)
     set_mode(target, mode)
 
 
@@ -1340,42 +1332,177 @@ def write_and_sync(descriptor: int, content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]
-    os.fsync(descriptor)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
-def write_new(path: str, content: bytes, like: "Optional[int]" = None) -> None:
-    """Make the file PATH anew, 0600 or as the open file LIKE is; raises OSError."""
-    remove(path)
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        if like is None or WINDOWS:
-            set_mode(file.fileno(), 0o600)
+class Place:
+    """Where a file is: in a folder that stays open, so that nobody can put another there.
+
+    `trail` holds what decides where the path leads: each link, each folder that holds one,
+    and the folder of the file. `missing` are the folders to make, and the file. Names of
+    other files in the folder are given by what follows the name of the file.
+    """
+
+    def __init__(self, path: str, prefix: str) -> None:
+        """PREFIX begins what follows the name in those of the lock and the successor."""
+        self.path = abspath(path)  # every link followed
+        self.name = self.path
+        self.lock = f"{prefix}lock"
+        self.new = f"{prefix}new"
+        self.word = ""  # in a lock file that stands in for a lock
+        self.folder = None  # type: Optional[int]
+        self.trail = []  # type: List[Tuple[str, os.stat_result]]
+        self.missing = []  # type: List[str]
+        if WINDOWS:
+            self.path = realpath(path)
+            self.name = self.path
         else:
-            copy_access(like, file.fileno())
-        write_and_sync(file.fileno(), content)
+            self._walk(self.path.split(os.sep))
 
+    def _walk(self, parts: "List[str]") -> None:
+        """Open the folder that PARTS lead to from the root, one after the other."""
+        here = os.sep
+        self.folder = os.open(here, FOLDER)
+        count = 0
+        while True:
+            self.name = parts.pop(0) or "."
+            if self.name == "." and parts:
+                continue
+            self.path = os.path.normpath(join(here, self.name))
+            try:
+                status = self.status()
+            except FileNotFoundError:
+                self.missing = [self.name] + parts
+                self.path = join(here, *self.missing)
+                break
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink(self.name, dir_fd=self.folder)
+                if not os.path.samestat(status, self.status()) or count == 40:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                count += 1
+                self.trail += [(self.path, status), (here, os.fstat(self.folder))]
+                parts = target.split(os.sep) + parts
+                if isabs(target):
+                    here = os.sep
+                    self._enter(os.sep)
+            elif parts:
+                here = self.path
+                self._enter(self.name)
+            else:
+                break
+        self.trail.append((here, os.fstat(self.folder)))
 
-def sync_folder(path: str) -> None:
-    """Make a rename survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
+    def _enter(self, name: str) -> None:
+        below = os.open(name, FOLDER, dir_fd=self.folder)
+        self.close()
+        self.folder = below
+
+    def close(self) -> None:
+        if self.folder is not None:
+            os.close(self.folder)
+            self.folder = None
+
+    def status(self, suffix: str = "") -> "os.stat_result":
+        name = self.name + suffix
+        return os.stat(name, dir_fd=self.folder, follow_symlinks=WINDOWS)
+
+    def open(self, suffix: str, flags: int) -> int:
+        name = self.name + suffix
+        return os.open(name, flags | NO_FOLLOW, 0o600, dir_fd=self.folder)
+
+    @contextmanager
+    def opened(self, mode: str) -> "Iterator[Any]":
+        """The file, which must be a regular one; raises OSError and Failure."""
+
+        def opener(_: str, flags: int) -> int:
+            return self.open("", flags | NO_WAIT)
+
+        with open(self.name, mode, buffering=0, opener=opener) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Failure(f"{self.path} is not a regular file")
+            yield file
+
+    def read(self, check: "Optional[Check]" = None) -> "Optional[Snapshot]":
+        """The content of the file, None where there is none; raises OSError and Failure.
+
+        CHECK raises Failure for an open file that must not be read.
+        """
         try:
-            os.fsync(descriptor)
+            with self.opened("rb") as file:
+                if check:
+                    check(file.fileno())
+                return Snapshot(file.read(), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return None
+
+    def remove(self, suffix: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self.name + suffix, dir_fd=self.folder)
+
+    def rename(self, suffix: str, target: str) -> None:
+        ends = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
+        os.replace(self.name + suffix, self.name + target, **ends)
+
+    def make_folders(self) -> None:
+        """Make the folders that are missing, 0700 whatever the umask; raises OSError."""
+        if WINDOWS:
+            os.makedirs(dirname(self.path), exist_ok=True)
+        while len(self.missing) > 1:
+            name = self.missing.pop(0)
+            umask = os.umask(0o077)
+            with suppress(FileExistsError):  # another process was first
+                os.mkdir(name, 0o700, dir_fd=self.folder)
+            os.umask(umask)
+            self._enter(name)
+            self.name = self.missing[0]
+
+    def write_new(self, content: bytes, like: "Optional[int]" = None) -> None:
+        """Write the successor of the file, 0600 or as the open file LIKE is."""
+        self.remove(self.new)
+        descriptor = self.open(self.new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            if like is None or WINDOWS:
+                set_mode(descriptor, 0o600)
+            else:
+                copy_access(like, descriptor)
+            write_and_sync(descriptor, content)
         finally:
             os.close(descriptor)
 
+    def is_held(self) -> bool:
+        """Whether nobody took our lock file over, as if we had died."""
+        if not self.word:
+            return True
+        with suppress(FileNotFoundError):
+            descriptor = self.open(f"{self.lock}ed", os.O_RDONLY)
+            try:
+                return os.read(descriptor, 99).decode("ascii", "replace") == self.word
+            finally:
+                os.close(descriptor)
+        return False
 
-def replace(source: str, target: str) -> None:
-    """Put SOURCE in TARGET's place in one step; raises OSError."""
-    end = time.monotonic() + RENAME_TIMEOUT
-    while True:
-        try:
-            os.replace(source, target)
-            break
-        except PermissionError:  # Windows, for the moment that a reader has TARGET open
-            if not WINDOWS or time.monotonic() > end:
-                raise
-            time.sleep(LOCK_PAUSE)
-    sync_folder(os.path.dirname(target))
+    def put_new(self) -> None:
+        """Put the successor in the file's place in one step; raises OSError."""
+        end = time.monotonic() + RENAME_TIMEOUT
+        require(self.is_held(), f"another process took over {self.path + self.lock}ed")
+        while True:
+            try:
+                self.rename(self.new, "")
+                break
+            except PermissionError:  # Windows, for the moment that a reader has it open
+                if not WINDOWS or time.monotonic() > end:
+                    raise
+                time.sleep(LOCK_PAUSE)
+        with suppress(OSError):  # so that a power cut leaves it; not every system can
+            folder = os.open(".", os.O_RDONLY, dir_fd=self.folder)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def try_lock(descriptor: int) -> bool:
@@ -1389,8 +1516,8 @@ def try_lock(descriptor: int) -> bool:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # this Python has no locks, as the README says
-        return True
+    except ImportError:
+        raise OSError(errno.ENOLCK, "this Python knows no locks") from None
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             return False
@@ -1398,31 +1525,74 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def open_lock(path: str, hint: str) -> int:
-    """A descriptor of the lock file PATH, which is ours; raises OSError and Failure."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, flags, 0o600)
+def open_lock(place: Place, hint: str) -> int:
+    """A descriptor of the lock file, which is ours; raises OSError and Failure."""
+    descriptor = place.open(place.lock, os.O_RDWR | os.O_CREAT)
     status = os.fstat(descriptor)
     if not is_ours(status):
         os.close(descriptor)
-        raise belongs_to(path, status, hint)
-    if status.st_nlink == 1:  # another name may be of a file that has a mode of its own
+        raise belongs_to(place.path + place.lock, status, hint)
+    if status.st_nlink == 1:  # not of a hard link to another file
         set_mode(descriptor, 0o600)
     return descriptor
 
 
-def wait_for_lock(path: str, hint: str) -> int:
-    """A descriptor that holds the lock file PATH; raises OSError, after 10 s Failure."""
+def age(place: Place, suffix: str, word: str) -> float:
+    """How old a file is by the clock of its file system: a file made now tells."""
+    now = f"{place.lock}.{word}.now"
+    os.close(place.open(now, os.O_CREAT | os.O_WRONLY))
+    try:
+        return place.status(now).st_mtime - place.status(suffix).st_mtime
+    finally:
+        place.remove(now)
+
+
+def wait_for_lock_file(place: Place, end: float) -> None:
+    """Make a lock file with a random word in it; one that is too old is taken over."""
+    word = os.urandom(8).hex()
+    held = f"{place.lock}ed"
+    aside = f"{held}.{word}"
+    while True:
+        try:
+            descriptor = place.open(held, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            with suppress(FileNotFoundError):  # it went meanwhile
+                if age(place, held, word) > MAX_HOLD:
+                    place.rename(held, aside)
+                    if age(place, aside, word) < MAX_HOLD:  # of somebody who was faster
+                        place.rename(aside, held)
+                    place.remove(aside)
+            require(
+                time.monotonic() < end, f"{place.path + held} is held by another process"
+            )
+            time.sleep(LOCK_PAUSE)
+            continue
+        write_and_sync(descriptor, word.encode("ascii"))
+        os.close(descriptor)
+        place.word = word
+        place.new = f"{place.new}.{word}"
+        return
+
+
+def wait_for_lock(place: Place, hint: str, warn: "Warn") -> int:
+    """A descriptor that holds the lock; raises OSError, after 10 s Failure."""
     end = time.monotonic() + LOCK_TIMEOUT
     while True:
-        descriptor = open_lock(path, hint)
+        descriptor = open_lock(place, hint)
         is_held = False
         try:
             while not try_lock(descriptor):
-                require(time.monotonic() < end, f"{path} is locked by another process")
+                message = f"{place.path + place.lock} is locked by another process"
+                require(time.monotonic() < end, message)
                 time.sleep(LOCK_PAUSE)
-            with contextlib.suppress(FileNotFoundError):  # its last holder removed it
-                is_held = os.path.samestat(os.stat(path), os.fstat(descriptor))
+            with suppress(FileNotFoundError):  # its last holder removed it
+                is_held = os.path.samestat(place.status(place.lock), os.fstat(descriptor))
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            warn(f"{dirname(place.path)} knows no locks; using a lock file instead")
+            wait_for_lock_file(place, end)
+            is_held = True
         finally:
             if not is_held:
                 os.close(descriptor)
@@ -1430,48 +1600,57 @@ def wait_for_lock(path: str, hint: str) -> int:
             return descriptor
 
 
-@contextlib.contextmanager
-def exclusive(path: str, *temporary: str, hint: str = "") -> "Iterator[None]":
-    """Hold the lock file PATH, and remove the TEMPORARY files at the end.
+@contextmanager
+def exclusive(
+    place: Place, warn: "Warn", hint: str = "", keep: bool = True
+) -> "Iterator[None]":
+    """Hold the lock of PLACE, and KEEP its file; remove the successor at the end.
 
     HINT is the command to try where the lock file is not ours.
     """
     catch_signals()
-    descriptor = wait_for_lock(path, hint)
+    descriptor = wait_for_lock(place, hint, warn)
     try:
         yield
     finally:
         try:
-            for each in temporary:
-                with contextlib.suppress(PermissionError):  # Windows keeps what is open
-                    remove(each)
+            place.remove(place.new)
+            if place.word and place.is_held():
+                place.remove(f"{place.lock}ed")
+            if not keep:
+                with suppress(PermissionError):  # Windows keeps what is open
+                    place.remove(place.lock)
         finally:
             os.close(descriptor)
 
 
-def write_successor(
-    path: str, new: str, edit: "Callable[[bytes], bytes]", check: "Check"
-) -> None:
-    """Write what EDIT makes of the file PATH to NEW, which is like it."""
+def read_key_file(path: str) -> str:
+    """The key in the file PATH, which may be a pipe."""
+    with naming_path(path, "read"), open(path, "rb") as file:
+        return decoded_key(file.read(MAX_KEY_BYTES))
+
+
+def write_successor(place: Place, edit: "Callable[[bytes], bytes]", check: "Check") -> None:
+    """Write what EDIT makes of the file beside it, with its owner and mode."""
     try:
-        with open_regular(path, "rb") as file:
-            check(os.fstat(file.fileno()))
-            write_new(new, edit(file.read()), file.fileno())
+        with place.opened("rb") as file:
+            check(file.fileno())
+            place.write_new(edit(file.read()), file.fileno())
     except FileNotFoundError:
-        write_new(new, edit(b""))
+        place.write_new(edit(b""))
 
 
 def write_in_place(
-    path: str, edit: "Callable[[bytes], bytes]", seen: "os.stat_result"
+    place: Place, edit: "Callable[[bytes], bytes]", seen: "os.stat_result"
 ) -> None:
-    """Rewrite the file PATH, which must be the one that was SEEN and have no other name.
+    """Rewrite the file, which must be the one that was SEEN and have no other name.
 
     What needs more room is written first: a full disk then tears nothing.
     """
-    with open_regular(path, "rb+") as file:
+    with place.opened("rb+") as file:
         status = os.fstat(file.fileno())
         if not os.path.samestat(status, seen) or status.st_nlink != 1:
-            raise Failure(f"{path} was replaced meanwhile, or has a second name")
+            raise Failure(f"{place.path} was replaced meanwhile, or has a second name")
         before = file.read()
         after = edit(before)
         size = len(before)
@@ -1485,33 +1664,53 @@ def write_in_place(
 
 
 def rewrite_checked(
-    path: str, edit: "Callable[[bytes], bytes]", check: "Check", warn: "Warn"
+    place: Place,
+    edit: "Callable[[bytes], bytes]",
+    check: "Check",
+    is_shared: bool,
+    warn: "Warn",
 ) -> bool:
-    """Replace the file PATH by what EDIT makes of it; False where that changes nothing.
+    """Replace the file by what EDIT makes of it; False where that changes nothing.
 
-    CHECK raises Failure for a file that must not be written to. Raises OSError.
+    CHECK raises Failure for a file that must not be written to. IS_SHARED says that
+    a stranger can replace the file: nothing is written in place then. Raises OSError.
     """
-    before = read_regular(path)
+    before = place.read(check)
     if before:
-        check(before.status)
         if edit(before.content) == before.content:
             return False
-        warn_if_open(path, 0o066, "600", warn)
-    make_private_folder(os.path.dirname(path))
-    lock = f"{path}.llamactl-lock"
-    new = f"{path}.llamactl-new"
+        warn_if_open(place.path, 0o066, "600", warn)
+    place.make_folders()
     refusals = NO_NEW_FILE  # type: Tuple[int, ...]
     try:
-        with exclusive(lock, new, lock, hint=INJECT_TO_STDOUT):
-            write_successor(path, new, edit, check)
+        with exclusive(place, warn, INJECT_TO_STDOUT, keep=False):
+            write_successor(place, edit, check)
             refusals = NO_RENAME
-            replace(new, path)
+            place.put_new()
     except OSError as error:
-        if before is None or error.errno not in refusals:
+        if before is None or is_shared or error.errno not in refusals:
             raise
-        warn(f"{path} is written in place: a crash meanwhile would tear it")
-        write_in_place(path, edit, before.status)
+        warn(f"{place.path} is written in place: a crash meanwhile would tear it")
+        write_in_place(place, edit, before.status)
     return True
+
+
+def is_unignored(path: str) -> bool:
+    """Whether PATH is in a git work tree whose .gitignore files do not name it."""
+    from fnmatch import fnmatch
+
+    folder, name = os.path.split(abspath(path))
+    while folder != dirname(folder):
+        ignore = join(folder, ".gitignore")
+        if isfile(ignore):
+            with suppress(OSError), open(ignore, "rb") as file:
+                for pattern in file.read().decode("utf-8", "replace").split():
+                    if fnmatch(name, pattern.rpartition("/")[2]):
+                        return False
+        if exists(join(folder, ".git")):
+            return True
+        folder = dirname(folder)
+    return False
 
 
 def rewrite_file(
@@ -1523,58 +1722,47 @@ def rewrite_file(
     or in a folder of its own into anybody's file. Returns whether anything changed, and
     what to call the file. Raises OSError and Failure.
     """
-    real = os.path.realpath(path)
-    folder = nearest_folder(os.path.dirname(real))
-    owner = os.stat(folder)
-    is_root = not WINDOWS and os.geteuid() == 0
-    is_shared = not is_ours(owner)
-    hint = INJECT_TO_STDOUT
-    if is_root and not is_named:
-        hint = f"llamactl auth inject --env-file {shell_quoted(os.path.abspath(path))}"
+    with closing(Place(path, ".llamactl-")) as place:
+        is_root = not WINDOWS and os.geteuid() == 0
+        is_shared = not all(is_ours(status) for _, status in place.trail)
+        trail = place.trail
+        hint = INJECT_TO_STDOUT
+        if not is_root:
+            trail = [each for each in trail if stat.S_ISLNK(each[1].st_mode)]
+        elif not is_named:
+            hint = f"llamactl auth inject --env-file {shell_quoted(abspath(path))}"
+        owner = user_to_become(trail, is_named, hint)
+        takes_any = is_root and is_named and not is_shared
+        takes_any = takes_any and not bits_of_others(trail[-1][0], 0o022)
 
-    def check(status: "os.stat_result") -> None:
-        is_safe = is_ours(status)
-        if is_root:
-            is_closed = not is_shared and not owner.st_mode & 0o022
-            is_safe = status.st_uid == owner.st_uid or (is_named and is_closed)
-        if not is_safe:
-            raise belongs_to(path, status, hint)
-        if is_shared and (status.st_nlink > 1 or bits_of_others(status, 0o044)):
-            message = f"others can read {path}, or it has a second name"
-            raise Failure(message, f"chmod 600 {shell_quoted(path)}")
+        def check(descriptor: int) -> None:
+            status = os.fstat(descriptor)
+            is_right = is_ours(status) if owner is None else status.st_uid == owner
+            if not is_right and not takes_any:
+                raise belongs_to(path, status, hint)
+            if is_shared and (status.st_nlink > 1 or bits_of_others(descriptor, 0o044)):
+                message = f"others can read {path}, or it has a second name"
+                raise Failure(message, INJECT_TO_STDOUT)
 
-    for link in links_on(os.path.abspath(path)):
-        status = os.lstat(link)
-        if not is_ours(status) and not (is_root and status.st_uid == owner.st_uid):
-            raise belongs_to(link, status, hint)
-    place = path if real == os.path.abspath(path) else f"{path} (a link to {real})"
-    if not is_root or not is_shared:
-        return rewrite_checked(real, edit, check, warn), place
-    if not is_named:
-        raise belongs_to(folder, owner, hint)
-    with acting_as(owner.st_uid, folder):
-        changed = rewrite_checked(real, edit, check, warn)
-    return changed, f"{place}, owned by {user_name(owner.st_uid)}"
+        with acting_as(owner, place.path, hint):
+            changed = rewrite_checked(place, edit, check, is_shared, warn)
+        label = path if place.path == abspath(path) else f"{path} (a link to {place.path})"
+        uid = place.status().st_uid
+        if is_root and uid != 0:
+            label += f", owned by {user_name(uid)}"
+        return changed, label
 
 
 # ==== store: profiles.json, the shape of its records and their check
 STORE_NAME = "profiles.json"
+HINT_FOLDER = f"export {VAR_FOLDER}=PATH"
+HINT_OWNER = f"run llamactl as that user, or {HINT_FOLDER}"
 STORE_VERSION = 1
 DAMAGED = ".damaged-"
 OFFICIAL_STORE = "profiles.db"
-PROVIDER_FIELDS = ("issuer", "client_id", "token_endpoint", "revocation_endpoint")
-PROFILE_TEXTS = (
-    "api_key",
-    "project_id",
-    "project_name",
-    "org_id",
-    "api_key_id",
-    "issuer",
-    "sub",
-    "email",
-    "access_token",
-    "refresh_token",
-)
+PROVIDER_FIELDS = "issuer client_id token_endpoint revocation_endpoint".split()
+PROFILE_TEXTS = """api_key project_id project_name org_id api_key_id issuer sub email
+access_token refresh_token""".split()
 
 
 def is_text_or_none(value: "Any") -> bool:
@@ -1662,80 +1850,77 @@ def add_environment(data: "StoreData", api_url: str) -> "Environment":
 class Store:
     """profiles.json: the environments, each with its profiles and its current one."""
 
+    _place: Place  # while it is open
+
     def __init__(self, folder: "Optional[str]", warn: "Warn") -> None:
         self.folder = folder or ""
         self.warn = warn
-        self.named_path = os.path.join(self.folder or os.sep, STORE_NAME)
-        self.path = os.path.realpath(self.named_path)
-        self.lock_path = f"{self.path}.lock"
-        self.new_path = f"{self.path}.new"
-        self.official_path = os.path.join(self.folder or os.sep, OFFICIAL_STORE)
+        self.path = join(self.folder or os.sep, STORE_NAME)
+        self.official_path = join(self.folder or os.sep, OFFICIAL_STORE)
 
     def load(self) -> "StoreData":
-        with naming_path(self.path, "read"), self._as_owner():
+        if not self.folder:
+            return new_store()
+        with self.opened("read"):
             data = self._read()
             self._warn_if_open()
             return data
 
-    @contextlib.contextmanager
-    def _as_owner(self) -> "Iterator[None]":
-        """Work on the store as ourselves; as root, as the owner of its folder.
+    @contextmanager
+    def opened(self, verb: str, hint: str = "") -> "Iterator[None]":
+        """Open the store's place, to work there as ourselves or, as root, as its owner.
 
         Raises Failure where a part of it belongs to anybody else.
         """
-        if not self.folder or WINDOWS:
-            yield
-            return
-        folder = os.path.dirname(self.path)
-        is_root = os.geteuid() == 0
-        if is_root:
-            folder = nearest_folder(folder)  # whoever it belongs to gets the new one
-        owner = self._require_one_owner(folder, is_root)
-        if owner is None:
-            yield
-            return
-        name = user_name(owner)
-        self.warn(f"{folder} belongs to {name}; working there as {name}")
-        with acting_as(owner, folder):
-            yield
+        path = join(self.folder, STORE_NAME)
+        with naming_path(path, verb, hint), closing(Place(path, ".")) as place:
+            self._place = place
+            self.path = place.path
+            owner = user_to_become(place.trail, True, HINT_OWNER)
+            if owner is not None:
+                name = user_name(owner)
+                self.warn(
+                    f"{dirname(place.path)} belongs to {name}; working there as {name}"
+                )
+            with acting_as(owner, place.path, HINT_FOLDER):
+                self._refuse_strangers(owner)
+                yield
 
-    def _require_one_owner(self, folder: str, is_root: bool) -> "Optional[int]":
-        """The uid that root works as, None for our own; raises Failure for a stranger.
+    def _refuse_strangers(self, owner: "Optional[int]") -> None:
+        """Raise Failure for a file or lock that is neither ours nor root's.
 
-        A user's link may lead to that user's own file alone.
+        Where root acts as OWNER, a link of that user's must not lead to root's either.
         """
-        owner = os.stat(folder).st_uid if os.path.exists(folder) else 0
-        links = links_on(self.named_path)
-        for path in [folder, self.path, self.lock_path] + links:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                status = os.lstat(path)
-                if not is_ours(status) and not (is_root and status.st_uid == owner):
-                    name = user_name(status.st_uid)
-                    hint = f"run llamactl as {name}, or export {VAR_FOLDER}=PATH"
-                    raise belongs_to(path, status, hint)
-        if not is_root or owner == 0:
-            return None
-        if os.path.exists(self.path) and os.stat(self.path).st_uid != owner:
-            for link in links:
-                if os.lstat(link).st_uid == owner:
-                    raise Failure(
-                        f"{link} leads to a file that is not {user_name(owner)}'s"
-                    )
-        return owner
+        links = [
+            path
+            for path, status in self._place.trail
+            if stat.S_ISLNK(status.st_mode) and status.st_uid == owner
+        ]
+        statuses = [self._place.trail[-1][1]] if links else []
+        for suffix in ("", self._place.lock):
+            with suppress(FileNotFoundError):
+                statuses.append(self._place.status(suffix))
+        for status in statuses:
+            if not is_ours(status):
+                raise belongs_to(self.path, status, HINT_OWNER)
+            if links and status.st_uid != owner:
+                raise Failure(f"{links[0]} leads to a file of {user_name(status.st_uid)}'s")
+
+    def _check_owner(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if not is_ours(status):
+            raise belongs_to(self.path, status, HINT_OWNER)
 
     def _read(self) -> "StoreData":
         """The content, an empty store's where there is none; raises OSError and Failure."""
-        found = read_regular(self.path) if self.folder else None
-        if found is None:
+        snapshot = self._place.read(self._check_owner)
+        if snapshot is None:
             return new_store()
-        if not is_ours(found.status):
-            raise belongs_to(self.path, found.status)
-        data = parse_object(found.content) or {}  # type: Any
+        data = parse_object(snapshot.content) or {}  # type: Any
         version = data.get("version")
         if type(version) is int and version > STORE_VERSION:
-            raise Failure(
-                f"{self.path} was written by a newer llamactl.py and is left alone"
-            )
+            message = f"{self.path} was written by a newer llamactl.py and is left alone"
+            raise Failure(message)
         if not is_store(data):
             message = f"{self.path} is damaged; the next change moves it aside"
             raise Damaged(message, HINT_LOGIN)
@@ -1744,19 +1929,20 @@ class Store:
     def _warn_if_open(self) -> None:
         """Warn where others can write to the folder, or use a file of ours."""
         if not WINDOWS:
-            warn_if_open(os.path.dirname(self.path), 0o022, "go-w", self.warn)
-            if os.path.exists(self.path) and os.stat(self.path).st_uid == os.geteuid():
+            warn_if_open(dirname(self.path), 0o022, "go-w", self.warn)
+            if exists(self.path) and os.stat(self.path).st_uid == os.geteuid():
                 warn_if_open(self.path, 0o066, "600", self.warn)
 
-    @contextlib.contextmanager
+    @contextmanager
     def change(self) -> "Iterator[StoreData]":
         """Lock the store, yield its content, and write what the caller made of it."""
         if not self.folder:
             message = "there is no home directory to keep profiles in"
-            raise Failure(message, f"export {VAR_FOLDER}=PATH")
-        with naming_path(self.path, "changed"), self._as_owner():
-            make_private_folder(os.path.dirname(self.path))
-            with exclusive(self.lock_path, self.new_path):
+            raise Failure(message, HINT_FOLDER)
+        with self.opened("changed", HINT_FOLDER):
+            self._place.read(self._check_owner)
+            self._place.make_folders()
+            with exclusive(self._place, self.warn, HINT_OWNER):
                 data = self._read_for_change()
                 yield data
                 self.save(data)
@@ -1767,17 +1953,13 @@ class Store:
         try:
             data = self._read()
             serialized_store(data)
-        except (
-            Damaged,
-            RecursionError,
-            ValueError,
-        ):  # the last two: it can't be written again
+        except (Damaged, RecursionError, ValueError):  # or it cannot be written again
             self._move_aside()
             return self._read_for_change()
         return data
 
     def _make_private(self) -> None:
-        with contextlib.suppress(FileNotFoundError), open_regular(self.path, "rb") as file:
+        with suppress(FileNotFoundError), self._place.opened("rb") as file:
             status = os.fstat(file.fileno())
             if not WINDOWS and status.st_uid == os.geteuid() and status.st_mode & 0o077:
                 set_mode(file.fileno(), 0o600)
@@ -1786,37 +1968,41 @@ class Store:
     def save(self, data: "StoreData") -> None:
         """Write DATA unless the file says the same; for whoever holds the lock."""
         if data != self._read():
-            write_new(self.new_path, serialized_store(data))
-            replace(self.new_path, self.path)
+            self._place.write_new(serialized_store(data))
+            if bits_of_others(self.path + self._place.new, 0o044):
+                self.warn(
+                    f"others can read {self.path}: its file system has no permissions"
+                )
+            self._place.put_new()
 
     def check_writable(self) -> "StoreData":
         """The content, after proof that the file can be replaced: it may be mounted."""
         with self.change() as data:
-            found = read_regular(self.path)
-            write_new(self.new_path, found.content if found else serialized_store(data))
-            if found:
-                replace(self.new_path, self.path)
+            snapshot = self._place.read()
+            content = snapshot.content if snapshot else serialized_store(data)
+            self._place.write_new(content)
+            if snapshot:
+                self._place.put_new()
         return data
 
     def _move_aside(self) -> None:
         """Rename the file, which is damaged, if it is ours."""
-        if not WINDOWS and os.stat(self.path).st_uid != os.geteuid():
+        if not WINDOWS and self._place.status().st_uid != os.geteuid():
             raise Failure(f"{self.path} is damaged, and not ours to move aside")
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         folder, name = os.path.split(self.path)
-        name = free_name(f"{name}{DAMAGED}{stamp}", os.listdir(folder))
-        aside = os.path.join(folder, name)
-        os.rename(self.path, aside)
-        self.warn(f"{self.path} was damaged; it is kept as {aside}")
+        aside = free_name(f"{name}{DAMAGED}{stamp}", os.listdir(folder))
+        self._place.rename("", aside[len(name) :])
+        self.warn(f"{self.path} was damaged; it is kept as {join(folder, aside)}")
 
     def damaged_copies(self) -> "List[str]":
         """What was moved aside; the folder itself where that cannot be known."""
-        folder = os.path.dirname(self.path)
+        folder = dirname(self.path)
         try:
             names = os.listdir(folder)
         except OSError:
             return [folder]
-        return [os.path.join(folder, name) for name in names if DAMAGED in name]
+        return [join(folder, name) for name in names if DAMAGED in name]
 
 
 # ==== http: the one place that sends anything; urllib and ssl live here
@@ -1830,39 +2016,26 @@ UNROUTABLE = (
     errno.EACCES,
     errno.EPERM,
 )
-CA_BUNDLES = (  # where Linux systems, the BSDs and macOS keep theirs
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-    "/usr/local/share/certs/ca-root-nss.crt",
-)
+# where Linux systems, the BSDs and macOS keep theirs
+CA_BUNDLES = """/etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt
+/etc/ssl/ca-bundle.pem /etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem
+/etc/ssl/cert.pem /usr/local/share/certs/ca-root-nss.crt""".split()
 # what a form or an answer may hold that must never be shown
-SECRET_FIELDS = (
-    "access_token",
-    "refresh_token",
-    "id_token",
-    "device_code",
-    "token",
-    "redacted_api_key",
-)
+SECRET_FIELDS = """access_token refresh_token id_token device_code token
+redacted_api_key""".split()
 
 
-class Answer:
-    """A server's whole answer, and the scheme, host and port that it came from."""
-
-    def __init__(self, status: int, headers: "Message", body: bytes, origin: str) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-        self.origin = origin
+class Answer(AnswerValues):
+    """A server's whole answer."""
 
     def json(self) -> "Json":
         value = parse_object(self.body)
+        if value is None and self.body.lstrip()[:1] == b"<":
+            raise Unreachable(
+                f"{self.origin} sent a web page: a portal, or the web console?"
+            )
         if value is None:
-            message = f"{self.origin} sent no JSON object"
-            raise Unreachable(message, Unreachable.UNUSABLE)
+            raise Unreachable(f"{self.origin} sent no JSON object")
         return value
 
     def require_success(self) -> "Answer":
@@ -1871,11 +2044,11 @@ class Answer:
             return self
         message = f"{self.origin} answered {self.status}{self.explanation()}"
         if self.status == 429 or self.status >= 500:
-            raise Unreachable(message, Unreachable.FAILING)
+            raise Unreachable(message, FAILING)
         refused = Refused(message, self.status)
         if self.status == 401:
             refused = Refused(message, self.status, HINT_LOGIN, EXIT_REJECTED)
-        refused.is_json = parse_object(self.body) is not None
+        refused.is_sure = parse_object(self.body) is not None
         raise refused
 
     def explanation(self) -> str:
@@ -1888,9 +2061,8 @@ class Answer:
         text = ""
         if detail and isinstance(detail, str):
             text = f": {shortened(detail)}"
-        request_id = self.headers.get("x-request-id") or self.headers.get(
-            "x-correlation-id"
-        )
+        get = self.headers.get
+        request_id = get("x-request-id") or get("x-correlation-id")
         if request_id:
             text += f" (request {shortened(request_id)})"
         return text
@@ -1935,18 +2107,18 @@ def find_ca_bundle(process: Process) -> "CaBundle":
         return CaBundle(file, folder, "SSL_CERT_FILE" if file else "SSL_CERT_DIR")
     for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         path = process.get(variable)
-        if path and os.path.isdir(path):
+        if path and isdir(path):
             return CaBundle(None, path, variable)
         if path:
             return CaBundle(path, None, variable)
     own = ssl.get_default_verify_paths()
     has_folder = False
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         has_folder = bool(own.capath and os.listdir(own.capath))
     if own.cafile or has_folder or WINDOWS:
         return CaBundle(None, None, own.cafile or own.capath or "the system's store")
     for path in CA_BUNDLES:
-        if os.path.exists(path):
+        if exists(path):
             return CaBundle(path, None, "search")
     return CaBundle(None, None, "none found")
 
@@ -1971,7 +2143,7 @@ def tls_context(process: Process) -> "ssl.SSLContext":
         context.minimum_version = max(
             context.minimum_version, least
         )  # a policy may ask more
-        with contextlib.suppress(AttributeError):  # an OpenSSL that cannot be told
+        with suppress(AttributeError):  # an OpenSSL that cannot be told
             context.hostname_checks_common_name = False
     else:  # Python 3.6
         context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
@@ -1984,22 +2156,18 @@ def is_exempt(host: str, port: int, no_proxy: str) -> bool:
     An entry is `*`, a host or a suffix (with `.` or `*.` in front, or without), perhaps
     with a port, an address or a CIDR block.
     """
-    host = host.strip("[]")
+    from ipaddress import ip_address, ip_network
+
     for entry in re.split(r"[\s,]+", no_proxy.lower()):
-        match = re.fullmatch(r"(\[.*\]|[^:]*):([0-9]+)", entry)
-        name = match.group(1) if match else entry
-        if match and int(match.group(2)) != port:
-            continue
-        name = name.strip("[]")
+        name = entry
+        if re.fullmatch(rf"(\[.*\]|[^:]*):{port}", entry):
+            name = entry.rpartition(":")[0]
         suffix = name.lstrip("*.")
         if name == "*" or (suffix and f".{host}".endswith(f".{suffix}")):
             return True
-        if "/" in name:
-            from ipaddress import ip_address, ip_network
-
-            with contextlib.suppress(ValueError):  # a name, or no block
-                if ip_address(host) in ip_network(name, strict=False):
-                    return True
+        with suppress(ValueError):  # a name
+            if ip_address(host.strip("[]")) in ip_network(name.strip("[]"), strict=False):
+                return True
     return False
 
 
@@ -2028,51 +2196,29 @@ def find_proxy(process: Process, url: str, is_offline: bool = False) -> "Optiona
     if kind.lower() not in ("", "http"):
         message = f"{source} names a proxy of the kind {kind}://, which is not supported"
         raise Failure(message, f"export {scheme}_proxy=http://HOST:PORT")
-    shown = place.rpartition("@")[2]
-    return Proxy(f"http://{place}", f"http://{shown} (from {source})")
+    return Proxy(f"http://{place}", f"http://{place.rpartition('@')[2]}", source)
 
 
-def connect_to_first(
-    address: "Tuple[str, int]", timeout: float, _: "Any" = None
-) -> "socket.socket":
-    """A connection to the first address of a host that answers; raises OSError.
-
-    One that is silent for 250 ms does not hold up the next (RFC 8305 §5).
-    """
-    import select
+def connect(address: "Tuple[str, int]", timeout: float, _: "Any" = None) -> "Any":
+    """A connection to a host; of several addresses each gets its share of the time."""
     import socket
 
-    queue = socket.getaddrinfo(address[0], address[1], 0, socket.SOCK_STREAM)
-    attempts = []  # type: List[socket.socket]
-    failure = OSError("the host has no address")
-    end = time.monotonic() + timeout
-    try:
-        while queue or attempts:
-            if queue:
-                family, kind, protocol, _, place = queue.pop(0)
-                attempt = socket.socket(family, kind, protocol)
-                attempts.append(attempt)
-                attempt.setblocking(False)
-                number = attempt.connect_ex(place)
-                if number not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
-                    failure = OSError(number, os.strerror(number))
-                    attempts.pop().close()
-            pause = 0.25 if queue else max(0.0, end - time.monotonic())
-            _, ready, failed = select.select([], attempts, attempts, pause)
-            for attempt in set(ready + failed):
-                attempts.remove(attempt)
-                number = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if number == 0:
-                    attempt.settimeout(timeout)
-                    return attempt
-                failure = OSError(number, os.strerror(number))
-                attempt.close()
-            if time.monotonic() >= end:
-                raise socket.timeout("timed out")
-    finally:
-        for attempt in attempts:
-            attempt.close()
-    raise failure
+    count = len(socket.getaddrinfo(address[0], address[1], 0, socket.SOCK_STREAM))
+    connection = socket.create_connection(address, timeout / count)
+    connection.settimeout(timeout)
+    return connection
+
+
+def connector(kind: "Any", response_class: "Any") -> "Any":
+    """What makes a connection of KIND to a host, read by RESPONSE_CLASS."""
+
+    def new_connection(host: str, **options: "Any") -> "Any":
+        connection = kind(host, **options)
+        connection.response_class = response_class
+        connection._create_connection = connect
+        return connection
+
+    return new_connection
 
 
 def new_opener(
@@ -2083,32 +2229,28 @@ def new_opener(
     import urllib.request
 
     class Response(http.client.HTTPResponse):
+        headers = None  # type: Any
+
         def begin(self) -> None:
             if self.fp.peek(1):
                 on_first_byte()
             super().begin()
-
-    def prepared(connection: "Any") -> "Any":
-        connection.response_class = Response
-        connection._create_connection = connect_to_first
-        return connection
-
-    def connect_http(host: str, **options: "Any") -> "Any":
-        return prepared(http.client.HTTPConnection(host, **options))
-
-    def connect_https(host: str, **options: "Any") -> "Any":
-        context = tls_context(process)
-        return prepared(http.client.HTTPSConnection(host, context=context, **options))
+            while 101 < self.status < 200:  # RFC 9110 §15.2: the answer is still to come
+                self.headers = None
+                super().begin()
 
     class Handler(urllib.request.AbstractHTTPHandler):
         http_request = urllib.request.AbstractHTTPHandler.do_request_
         https_request = urllib.request.AbstractHTTPHandler.do_request_
 
         def http_open(self, request: "Request") -> "Any":
-            return self.do_open(connect_http, request)
+            kind = connector(http.client.HTTPConnection, Response)
+            return self.do_open(kind, request)
 
         def https_open(self, request: "Request") -> "Any":
-            return self.do_open(connect_https, request)
+            context = tls_context(process)  # which says so where Python has no ssl
+            kind = connector(http.client.HTTPSConnection, Response)
+            return self.do_open(kind, request, context=context)
 
     opener = urllib.request.OpenerDirector()
     opener.add_handler(urllib.request.ProxyHandler(proxies))
@@ -2150,10 +2292,12 @@ def fetch(
 def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
     """What ssl raised: a failed handshake, or a connection that broke off."""
     if has_begun or "EOF" in type(error).__name__:
-        return Unreachable(f"{origin}: the connection broke off", Unreachable.BROKEN_OFF)
+        return Unreachable(f"{origin}: the connection broke off", BROKEN_OFF)
     words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
+    if words == "WRONG_VERSION_NUMBER":
+        words = "the server speaks no TLS; is it http:// there?"
     message = f"{origin}: TLS failed: {words or 'the certificate is not valid here'}"
-    return Unreachable(message, Unreachable.UNUSABLE, "llamactl auth status")
+    return Unreachable(message, UNUSABLE, "llamactl auth status")
 
 
 def network_failure(error: Exception, place: str, has_begun: bool) -> Unreachable:
@@ -2171,24 +2315,24 @@ def network_failure(error: Exception, place: str, has_begun: bool) -> Unreachabl
     tunnel = re.match("Tunnel connection failed: ([0-9]+)", str(cause))
     if tunnel:
         status = tunnel.group(1)
-        stage = Unreachable.BROKEN_OFF if status >= "5" else Unreachable.UNUSABLE
+        stage = BROKEN_OFF if status >= "5" else UNUSABLE
         return Unreachable(f"{place}: the proxy answered {status}", stage)
     if "ssl" in type(cause).__module__:  # _ssl, on PyPy _cffi_ssl
         return tls_failure(cause, place, has_begun)
     if isinstance(cause, (gaierror, UnicodeError)):
-        return Unreachable(f"{place}: no such host", Unreachable.NOT_CONNECTED)
+        return Unreachable(f"{place}: no such host", NOT_CONNECTED)
     if isinstance(cause, ConnectionRefusedError):
-        return Unreachable(f"{place}: connection refused", Unreachable.NOT_CONNECTED)
+        return Unreachable(f"{place}: connection refused", NOT_CONNECTED)
     if getattr(cause, "errno", None) in UNROUTABLE:
-        return Unreachable(f"{place}: no route to host", Unreachable.NOT_CONNECTED)
+        return Unreachable(f"{place}: no route to host", NOT_CONNECTED)
     if isinstance(cause, timeout):
-        stage = Unreachable.SLOW if has_begun else Unreachable.SILENT
+        stage = SLOW if has_begun else SILENT
         return Unreachable(f"{place}: timed out waiting for data", stage)
     if isinstance(cause, (ConnectionError, IncompleteRead)):
-        return Unreachable(f"{place}: the connection broke off", Unreachable.BROKEN_OFF)
+        return Unreachable(f"{place}: the connection broke off", BROKEN_OFF)
     if isinstance(cause, (HTTPException, ValueError)):
-        return Unreachable(f"{place}: the answer is not HTTP", Unreachable.UNUSABLE)
-    return Unreachable(f"{place}: {reason(cause)}", Unreachable.BROKEN_OFF)
+        return Unreachable(f"{place}: the answer is not HTTP")
+    return Unreachable(f"{place}: {reason(cause)}", BROKEN_OFF)
 
 
 def retry_after(answer: Answer, default: float, now: float) -> float:
@@ -2198,41 +2342,22 @@ def retry_after(answer: Answer, default: float, now: float) -> float:
     text = (answer.headers.get("Retry-After") or "").strip()
     if text.isdecimal():
         return float(text)
-    with contextlib.suppress(TypeError, ValueError):  # no date
+    with suppress(TypeError, ValueError):  # no date
         return max(default, parsedate_to_datetime(text).timestamp() - now)
     return default
 
 
-class Client:
-    """Sends every request. What is sent or received that is secret is hidden from then on.
-
-    `deadline` (monotonic seconds) is when all requests together must be done; with it,
-    none is retried.
-    """
-
-    def __init__(
-        self,
-        process: Process,
-        hide: "Callable[[str], None]",
-        warn: "Warn",
-        sleep: "Wait" = time.sleep,
-        deadline: "Optional[float]" = None,
-    ) -> None:
-        self.process = process
-        self.hide = hide
-        self.warn = warn
-        self.sleep = sleep
-        self.deadline = deadline
+class Client(ClientValues):
+    """Sends every request; the secrets in it and in its answer are hidden from then on."""
 
     def within(self, seconds: float) -> "Client":
         """This client, for requests that must all be done in so many seconds."""
-        deadline = time.monotonic() + seconds
-        return Client(self.process, self.hide, self.warn, self.sleep, deadline)
+        return self._replace(deadline=time.monotonic() + seconds)
 
     def get_json(self, url: str, token: "Optional[str]" = None) -> "Json":
         return self.send("GET", url, token).require_success().json()
 
-    def post_json(self, url: str, value: "Json", token: str) -> "Json":
+    def post_json(self, url: str, value: "Json", token: "Optional[str]") -> "Json":
         body = json.dumps(value).encode("ascii")
         answer = self.send("POST", url, token, body, "application/json")
         return self._hide_fields(answer.require_success().json())
@@ -2281,7 +2406,7 @@ class Client:
             answer = self._send_with_retries(method, url, headers, body, once)
             if answer.status not in (301, 302, 303, 307, 308):
                 return answer
-            with contextlib.suppress(ValueError):  # no URL: the loop ends it
+            with suppress(ValueError):  # no URL: the loop ends it
                 url = urljoin(url, answer.headers.get("Location") or "")
             if method != "GET" or origin_of(url) != answer.origin:
                 message = f"{answer.origin} redirects to {shortened(url)}: refused"
@@ -2298,8 +2423,8 @@ class Client:
             try:
                 answer = self.send_once(method, url, headers, body)
             except Unreachable as failure:
-                is_safe = failure.stage == Unreachable.NOT_CONNECTED
-                if method == "GET" and failure.stage == Unreachable.BROKEN_OFF:
+                is_safe = failure.stage == NOT_CONNECTED
+                if method == "GET" and failure.stage == BROKEN_OFF:
                     is_safe = True
                 if not is_safe or time.monotonic() - started > ANSWER_TIMEOUT:
                     raise
@@ -2324,7 +2449,9 @@ class Client:
         from urllib.request import Request
 
         proxy = find_proxy(self.process, url)
-        place = f"{origin_of(url)} by way of {proxy.label}" if proxy else origin_of(url)
+        place = origin_of(url)
+        if proxy:
+            place += f" by way of {proxy.address} (from {proxy.source})"
         has_begun = threading.Event()
         answers = []  # type: List[Answer]
         failures = []  # type: List[Failure]
@@ -2359,11 +2486,11 @@ class Client:
             return exchange()
         if not has_begun.wait(max(0.0, min(patience, end - time.monotonic()))):
             message = f"{place}: timed out waiting for an answer"
-            raise Unreachable(message, Unreachable.SILENT)
+            raise Unreachable(message, SILENT)
         thread.join(max(0.0, end - time.monotonic()))
         if thread.is_alive():
             message = f"{place}: timed out before the answer was complete"
-            raise Unreachable(message, Unreachable.SLOW)
+            raise Unreachable(message, SLOW)
         return None
 
 
@@ -2371,62 +2498,13 @@ class Client:
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 DEVICE_SCOPE = "email offline_access openid profile"
 MIN_INTERVAL = 0.001
+MAX_BACKOFF = 30.0
 CLOCK_LEEWAY = 120.0  # between the provider's clock and ours
-TOKEN_LEEWAY = 30.0  # an access token this close to its end is refreshed first
 REFUSALS = {  # RFC 8628 §3.5: the errors that end a login
     "access_denied": "the login was denied in the browser",
+    "authorization_declined": "the login was denied in the browser",  # Entra's word
     "expired_token": "the code expired before it was approved",
 }
-
-
-def read_configuration(
-    client: Client, api_url: str, discovery_url: str, client_id: str
-) -> Provider:
-    """The provider's configuration (OpenID Connect Discovery §4).
-
-    Each URL in it must be as safe as API_URL. Raises Failure.
-    """
-    answer = client.get_json(trusted_url(discovery_url, api_url))
-    issuer = answer.get("issuer")
-    require_usable(isinstance(issuer, str), f"{origin_of(discovery_url)} names no issuer")
-    device_endpoint = answer.get("device_authorization_endpoint")
-    if device_endpoint is None:
-        raise Failure("the identity provider has no device flow", HINT_TOKEN)
-    revocation_endpoint = answer.get("revocation_endpoint")
-    if revocation_endpoint is not None:
-        trusted_url(revocation_endpoint, api_url)
-    return Provider(
-        str(issuer),
-        client_id,
-        trusted_url(device_endpoint, api_url),
-        trusted_url(answer.get("token_endpoint"), api_url),
-        revocation_endpoint,
-    )
-
-
-def pinned_fields(provider: Provider) -> "PinnedProvider":
-    """What is stored of PROVIDER, so that nobody is asked again who it is."""
-    return {
-        "issuer": provider.issuer,
-        "client_id": provider.client_id,
-        "token_endpoint": provider.token_endpoint,
-        "revocation_endpoint": provider.revocation_endpoint,
-    }
-
-
-def pinned_provider(pinned: "Optional[PinnedProvider]", api_url: str) -> Provider:
-    """The provider that was stored, its URLs checked again; raises Failure."""
-    pinned = pinned or {}
-    issuer = pinned.get("issuer")
-    client_id = pinned.get("client_id")
-    token_endpoint = pinned.get("token_endpoint")
-    revocation_endpoint = pinned.get("revocation_endpoint")
-    if not issuer or not client_id or not token_endpoint:
-        raise Failure("its identity provider was not stored with the login")
-    trusted_url(token_endpoint, api_url)
-    if revocation_endpoint is not None:
-        trusted_url(revocation_endpoint, api_url)
-    return Provider(issuer, client_id, "", token_endpoint, revocation_endpoint)
 
 
 def read_text(answer: "Json", name: str) -> str:
@@ -2434,36 +2512,79 @@ def read_text(answer: "Json", name: str) -> str:
     text = answer.get(name)
     if not text or not isinstance(text, str):
         message = f"the identity provider sent no usable '{name}'"
-        raise Unreachable(message, Unreachable.UNUSABLE)
+        raise Unreachable(message)
     return text
 
 
+def checked_provider(provider: "Provider", api_url: str) -> "Provider":
+    """PROVIDER, if the environment API_URL allows secrets to go there; raises Failure."""
+    trusted_url(provider["token_endpoint"], api_url)
+    if provider["revocation_endpoint"] is not None:
+        trusted_url(provider["revocation_endpoint"], api_url)
+    return provider
+
+
+def stored_provider(provider: "Optional[Provider]", api_url: str) -> "Provider":
+    """The PROVIDER that was stored with a login, checked again; raises Failure."""
+    if not provider or not provider.get("token_endpoint"):
+        raise Failure("its identity provider was not stored with the login")
+    return checked_provider(provider, api_url)
+
+
+def read_configuration(
+    client: Client, api_url: str, discovery_url: str, client_id: str
+) -> "Tuple[Provider, str]":
+    """The provider's configuration (OpenID Connect Discovery §4) and device endpoint.
+
+    Each URL in it must be as safe as API_URL. Raises Failure.
+    """
+    answer = client.get_json(trusted_url(discovery_url, api_url))
+    device_endpoint = answer.get("device_authorization_endpoint")
+    if device_endpoint is None:
+        raise Failure("the identity provider has no device flow", HINT_TOKEN)
+    provider = {
+        "issuer": read_text(answer, "issuer"),
+        "client_id": client_id,
+        "token_endpoint": read_text(answer, "token_endpoint"),
+        "revocation_endpoint": answer.get("revocation_endpoint"),
+    }  # type: Provider
+    return checked_provider(provider, api_url), trusted_url(device_endpoint, api_url)
+
+
 def read_seconds(answer: "Json", name: str) -> "Optional[float]":
-    """The number NAME of a provider's ANSWER; None where it is missing or unusable."""
+    """The number NAME of a provider's ANSWER, perhaps as a string of digits, else None."""
     seconds = answer.get(name)  # type: Any
+    if isinstance(seconds, str) and re.fullmatch("[0-9]{1,9}", seconds):
+        seconds = int(seconds)
     return seconds if is_number(seconds, above=0) else None
 
 
-def request_device_code(client: Client, provider: Provider, now: float) -> "WaitingLogin":
+def request_device_code(
+    client: Client, api_url: str, provider: "Provider", device_endpoint: str, now: float
+) -> "WaitingLogin":
     """Device authorization, RFC 8628 §3.1 and §3.2; NOW in seconds since 1970."""
-    form = {"client_id": provider.client_id, "scope": DEVICE_SCOPE}
-    answer = client.post_form(provider.device_authorization_endpoint, form)
-    device = answer.require_success().json()
+    form = {"client_id": provider["client_id"], "scope": DEVICE_SCOPE}
+    device = client.post_form(device_endpoint, form).require_success().json()
     expires_in = read_seconds(device, "expires_in")
-    if expires_in is None:
-        message = "the identity provider sent no usable 'expires_in'"
-        raise Unreachable(message, Unreachable.UNUSABLE)
-    complete = device.get("verification_uri_complete")
+    require_usable(expires_in, "the identity provider sent no usable 'expires_in'")
     interval = read_seconds(device, "interval") or DEFAULT_INTERVAL
+    address = "verification_uri" if "verification_uri" in device else "verification_url"
+    complete = device.get("verification_uri_complete")
     return {
-        "verification_uri": read_text(device, "verification_uri"),
-        "verification_uri_complete": complete if isinstance(complete, str) else None,
+        "verification_uri": trusted_url(read_text(device, address), api_url),
+        "verification_uri_complete": trusted_url(complete, api_url) if complete else None,
         "user_code": read_text(device, "user_code"),
-        "expires_at": int(now + min(expires_in, MAX_DAY)),
-        "interval": min(max(interval, MIN_INTERVAL), MAX_DAY),
+        "expires_at": int(now + min(expires_in or 0, ONE_DAY)),
+        "interval": min(max(interval, MIN_INTERVAL), ONE_DAY),
         "device_code": read_text(device, "device_code"),
-        "provider": pinned_fields(provider),
+        "provider": provider,
     }
+
+
+def oauth_error(answer: Answer) -> "Optional[str]":
+    """The error of an answer (RFC 6749 §5.2), None where it has none or an empty one."""
+    error = (parse_object(answer.body) or {}).get("error")
+    return str(error) if error else None
 
 
 def poll_for_tokens(
@@ -2472,110 +2593,54 @@ def poll_for_tokens(
     expires_at: float,
     wait: "Wait",
     clock: "Callable[[], float]",
+    warn: "Warn",
 ) -> "Json":
     """The token response, once the user has approved (RFC 8628 §3.4, §3.5).
 
-    POLL sends the token request once. INTERVAL is in seconds, EXPIRES_AT a time of CLOCK.
-    Raises Failure.
+    POLL sends the request once. INTERVAL is in seconds, EXPIRES_AT a time of CLOCK. What is
+    no answer of the provider's, but a gateway's, is told and waited out. Raises Failure.
     """
     pause = interval
-    trouble = None  # type: Optional[Unreachable]
+    trouble = None  # type: Optional[Failure]
     while True:
         wait(max(0.0, min(pause, expires_at - clock())))
         if clock() >= expires_at:
             raise trouble or Failure(REFUSALS["expired_token"], HINT_LOGIN, EXIT_REJECTED)
         try:
             answer = poll()
-            error = (parse_object(answer.body) or {}).get("error")
-            if isinstance(error, str) and error in REFUSALS:
-                raise Failure(REFUSALS[error], HINT_LOGIN, EXIT_REJECTED)
-            if error == "slow_down":
-                interval += SLOW_DOWN  # RFC 8628 §3.5: for this and all later requests
-            elif error != "authorization_pending":
-                tokens = answer.require_success().json()
-                require_usable(
-                    error is None, f"{answer.origin} sent an error with status 200"
-                )
-                return tokens
-        except Unreachable as failure:
-            if failure.stage == Unreachable.UNUSABLE:
+            error = oauth_error(answer)
+            if error is None:
+                return answer.require_success().json()
+        except Failure as failure:
+            if isinstance(failure, Refused) and failure.is_sure:
                 raise
-            pause *= 2  # RFC 8628 §3.5: on a connection timeout, back off
+            if trouble is None:
+                warn(f"{failure.message}; still waiting")
             trouble = failure
+            pause = max(interval, min(pause * 2, MAX_BACKOFF))
             continue
+        if error in REFUSALS:
+            raise Failure(REFUSALS[error], HINT_LOGIN, EXIT_REJECTED)
+        if error == "slow_down":
+            interval += SLOW_DOWN  # RFC 8628 §3.5: for this and all later requests
+        elif error != "authorization_pending":
+            raise Failure(f"the login failed: {error}{answer.explanation()}")
         pause = interval
         trouble = None
 
 
-def read_tokens(answer: "Json", now: float) -> Tokens:
-    """The tokens of a token response (RFC 6749 §5.1); NOW in seconds since 1970."""
+def read_tokens(answer: "Json", now: float) -> "Profile":
+    """What is stored of a token response (RFC 6749 §5.1); NOW in seconds since 1970."""
     access_token = read_text(answer, "access_token")
-    require_usable(
-        is_plain(access_token), "the identity provider sent an unusable access token"
-    )
-    refresh_token = answer.get("refresh_token")
+    is_usable = is_plain(access_token)
+    require_usable(is_usable, "the identity provider sent an unusable access token")
+    tokens = {"access_token": access_token, "access_expires_at": None}  # type: Profile
     expires_in = read_seconds(answer, "expires_in")
-    return Tokens(
-        access_token,
-        now + expires_in if expires_in else None,  # where it is unknown, a 401 will tell
-        refresh_token if is_plain(refresh_token) else None,
-    )
-
-
-class Session:
-    """A login's own tokens, refreshed where they expired.
-
-    ON_ROTATION gets the tokens of each refresh, before the new access token is used: the
-    provider ends a login whose old refresh token comes again.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        provider: "Optional[Provider]",
-        tokens: Tokens,
-        on_rotation: "Callable[[Tokens], None]" = lambda tokens: None,
-    ) -> None:
-        self.client = client
-        self.provider = provider
-        self.tokens = tokens
-        self.on_rotation = on_rotation
-
-    def access_token(self) -> str:
-        expires_at = self.tokens.expires_at
-        is_expired = expires_at is not None and expires_at - TOKEN_LEEWAY < time.time()
-        if is_expired or not self.tokens.access_token:
-            self.refresh()
-        return self.tokens.access_token
-
-    def refresh(self) -> None:
-        """RFC 6749 §6, sent once; nothing where no refresh token or provider is known."""
-        refresh_token = self.tokens.refresh_token
-        if not refresh_token or not self.provider:
-            return
-        form = {
-            "grant_type": "refresh_token",
-            "refresh_token": refresh_token,
-            "client_id": self.provider.client_id,
-        }
-        answer = self.client.post_form(self.provider.token_endpoint, form, once=True)
-        tokens = read_tokens(answer.require_success().json(), time.time())
-        if not tokens.refresh_token:  # RFC 6749 §6: then the old one stays
-            tokens = tokens._replace(refresh_token=refresh_token)
-        self.tokens = tokens
-        self.on_rotation(tokens)
-
-    def revoke(self) -> None:
-        """RFC 7009 §2.1, where the provider offers it."""
-        refresh_token = self.tokens.refresh_token
-        if refresh_token and self.provider and self.provider.revocation_endpoint:
-            form = {
-                "token": refresh_token,
-                "token_type_hint": "refresh_token",
-                "client_id": self.provider.client_id,
-            }
-            endpoint = self.provider.revocation_endpoint
-            self.client.post_form(endpoint, form, once=True).require_success()
+    if expires_in:
+        tokens["access_expires_at"] = now + expires_in  # else a 401 will tell
+    if answer.get("refresh_token"):  # RFC 6749 §6: else the old one stays
+        tokens["refresh_token"] = read_text(answer, "refresh_token")
+    return tokens
 
 
 def read_claims(id_token: "Any") -> "Json":
@@ -2589,7 +2654,7 @@ def read_claims(id_token: "Any") -> "Json":
     claims = None
     parts = id_token.split(".") if isinstance(id_token, str) else []
     if len(parts) == 3:
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             payload = parts[1].encode("ascii")
             claims = parse_object(
                 urlsafe_b64decode(payload + b"==")
@@ -2608,7 +2673,7 @@ def is_same_issuer(issuer: str, claims: "Json") -> bool:
     return found == expected or f"{found}/" == expected or found == f"{expected}/"
 
 
-def read_user(id_token: "Any", provider: Provider, now: float) -> User:
+def read_user(id_token: "Any", provider: "Provider", now: float) -> User:
     """Who logged in: OpenID Connect Core §3.1.3.7 without item 6, the signature.
 
     The ID token came from the token endpoint itself, over TLS, which that item lets stand
@@ -2617,16 +2682,18 @@ def read_user(id_token: "Any", provider: Provider, now: float) -> User:
     """
     claims = read_claims(id_token)
     refused = "the ID token is refused:"
-    if not is_same_issuer(provider.issuer, claims):
-        raise Failure(f"{refused} its issuer is {claims.get('iss')}, not {provider.issuer}")
+    if not is_same_issuer(provider["issuer"], claims):
+        raise Failure(
+            f"{refused} its issuer is {claims.get('iss')}, not {provider['issuer']}"
+        )
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
-    if provider.client_id not in audiences:
-        raise Failure(f"{refused} its audience is {audience}, not {provider.client_id}")
+    if provider["client_id"] not in audiences:
+        raise Failure(f"{refused} its audience is {audience}, not {provider['client_id']}")
     party = claims.get("azp")
-    if party is not None and party != provider.client_id:
+    if party is not None and party != provider["client_id"]:
         raise Failure(
-            f"{refused} its authorized party is {party}, not {provider.client_id}"
+            f"{refused} its authorized party is {party}, not {provider['client_id']}"
         )
     expires_at = claims.get("exp")
     if not is_number(expires_at) or claims["exp"] + CLOCK_LEEWAY < now:
@@ -2635,8 +2702,9 @@ def read_user(id_token: "Any", provider: Provider, now: float) -> User:
     sub = claims.get("sub")
     if not sub or not isinstance(sub, str):
         raise Failure(f"{refused} it names no user")
-    email = claims.get("email")
-    return User(claims["iss"], sub, email if isinstance(email, str) else None)
+    names = [claims.get(name) for name in ("email", "preferred_username", "upn")]
+    known_as = [name for name in names if name and isinstance(name, str)]
+    return User(claims["iss"], sub, known_as[0] if known_as else None)
 
 
 # ==== api: one function an endpoint, typed data out
@@ -2674,49 +2742,11 @@ def objects(answer: "Json", name: str) -> "List[Json]":
     return rows
 
 
-def get_version(client: Client, api_url: str) -> Version:
-    answer = client.get_json(endpoint(api_url, VERSION_PATH))
-    field(answer, "version", str)
-    return Version(
-        field(answer, "requires_auth", bool, False), field(answer, "capabilities", list, [])
-    )
-
-
-def get_organizations(client: Client, api_url: str, key: "Optional[str]") -> "List[Json]":
-    answer = client.get_json(endpoint(api_url, f"{API}/organizations"), key)
-    return [
-        {
-            "org_id": field(row, "org_id", str),
-            "org_name": field(row, "org_name", str),
-            "is_default": field(row, "is_default", bool, False),
-        }
-        for row in objects(answer, "organizations")
-    ]
-
-
-def get_projects(
-    client: Client, api_url: str, key: "Optional[str]", org_id: "Optional[str]" = None
-) -> "List[Project]":
-    """All projects that KEY can see; ORG_ID narrows."""
-    answer = client.get_json(endpoint(api_url, f"{API}/list-projects", org_id=org_id), key)
-    projects = []
-    for row in objects(answer, "projects"):
-        project_id = row.get("project_id")
-        is_usable = is_plain(project_id) and project_id != key
-        require_usable(is_usable, "the server's answer has no usable 'project_id'")
-        name = text_or_none(row, "project_name") or str(project_id)
-        count = field(row, "deployment_count", int, 0)
-        projects.append(
-            Project(str(project_id), name, count, field(row, "org_id", str, "default"))
-        )
-    return projects
-
-
 def deployment(row: "Json") -> "Json":
     """A deployment as it is shown: what was asked for in `spec`, what is in `status`."""
     names = [name for name in field(row, "secret_names", list, []) if isinstance(name, str)]
     spec = {
-        "repo_url": without_passwords(field(row, "repo_url", str, "")),
+        "repo_url": field(row, "repo_url", str, ""),
         "deployment_file_path": text_or_none(row, "deployment_file_path"),
         "git_ref": text_or_none(row, "git_ref"),
         "appserver_version": text_or_none(row, "appserver_version", "llama_deploy_version"),
@@ -2731,104 +2761,135 @@ def deployment(row: "Json") -> "Json":
         "status": {
             "phase": field(row, "status", str),
             "git_sha": text_or_none(row, "git_sha"),
-            "apiserver_url": without_passwords(text_or_none(row, "apiserver_url") or "")
-            or None,
+            "apiserver_url": text_or_none(row, "apiserver_url"),
             "project_id": text_or_none(row, "project_id"),
             "warning": text_or_none(row, "warning"),
         },
     }
 
 
-def get_deployments(
-    client: Client, api_url: str, key: "Optional[str]", project_id: str
-) -> "List[Json]":
-    answer = client.get_json(endpoint(api_url, API, project_id=project_id), key)
-    return [deployment(row) for row in objects(answer, "deployments")]
+class ControlPlane(PlaneValues):
+    """A control plane, and the API key or access token that it gets."""
 
+    def get(self, path: str, *names: str, **query: "Optional[str]") -> "Json":
+        url = endpoint(self.api_url, path, *names, **query)
+        return self.client.get_json(url, self.token)
 
-def get_deployment(
-    client: Client, api_url: str, key: "Optional[str]", project_id: str, name: str
-) -> "Json":
-    return deployment(
-        client.get_json(endpoint(api_url, API, name, project_id=project_id), key)
-    )
+    def get_version(self) -> "Tuple[bool, List[str]]":
+        """Whether it requires a login, and its capabilities."""
+        answer = self._replace(token=None).get(VERSION_PATH)
+        field(answer, "version", str)
+        requires_auth = field(answer, "requires_auth", bool, False)
+        return requires_auth, field(answer, "capabilities", list, [])
 
+    def get_organizations(self) -> "List[Json]":
+        return [
+            {
+                "org_id": field(row, "org_id", str),
+                "org_name": field(row, "org_name", str),
+                "is_default": field(row, "is_default", bool, False),
+            }
+            for row in objects(self.get(f"{API}/organizations"), "organizations")
+        ]
 
-def discover_provider(client: Client, api_url: str) -> Provider:
-    """The identity provider that API_URL names, and the OAuth client for llamactl there."""
-    answer = client.send("GET", endpoint(api_url, DISCOVERY_PATH))
-    if answer.status in (400, 404, 501):
-        message = f"{api_url} offers no browser login{answer.explanation()}"
-        raise Failure(message, HINT_TOKEN)
-    found = answer.require_success().json()
-    clients = field(found, "client_ids", dict, {})  # type: Json
-    client_ids = [clients["cli"]] if clients.get("cli") else list(clients.values())
-    if len(client_ids) != 1 or not is_plain(client_ids[0]):
-        raise Failure(f"{api_url} names no OAuth client for llamactl", HINT_TOKEN)
-    return read_configuration(
-        client, api_url, field(found, "discovery_url", str), client_ids[0]
-    )
+    def get_projects(self, org_id: "Optional[str]" = None) -> "List[Project]":
+        """All projects that the key can see; ORG_ID narrows."""
+        answer = self.get(f"{API}/list-projects", org_id=org_id)
+        projects = []
+        for row in objects(answer, "projects"):
+            project_id = field(row, "project_id", str)
+            is_usable = is_plain(project_id) and project_id != self.token
+            require_usable(is_usable, "the server's answer has no usable 'project_id'")
+            name = text_or_none(row, "project_name") or project_id
+            count = field(row, "deployment_count", int, 0)
+            org = field(row, "org_id", str, "default")
+            projects.append(Project(project_id, name, count, org))
+        return projects
 
+    def get_deployments(self, project_id: "Optional[str]") -> "List[Json]":
+        answer = self.get(API, project_id=project_id)
+        return [deployment(row) for row in objects(answer, "deployments")]
 
-def is_key_gone(client: Client, api_url: str, key: str) -> bool:
-    """Whether the server says that KEY does not work; False where it cannot say."""
-    with contextlib.suppress(Failure):
-        return client.send("GET", endpoint(api_url, ME_PATH), key).status == 401
-    return False
+    def get_deployment(self, project_id: "Optional[str]", name: str) -> "Json":
+        return deployment(self.get(API, name, project_id=project_id))
 
+    def discover_provider(self) -> "Tuple[Provider, str]":
+        """The identity provider that it names, and where to ask that for a code."""
+        answer = self.client.send("GET", endpoint(self.api_url, DISCOVERY_PATH))
+        if answer.status in (400, 404, 501):
+            message = f"{self.api_url} offers no browser login{answer.explanation()}"
+            raise Failure(message, HINT_TOKEN)
+        discovery = answer.require_success().json()
+        clients = field(discovery, "client_ids", dict, {})  # type: Json
+        client_ids = [clients["cli"]] if clients.get("cli") else list(clients.values())
+        if len(client_ids) != 1 or not is_plain(client_ids[0]):
+            raise Failure(f"{self.api_url} names no OAuth client for llamactl", HINT_TOKEN)
+        url = field(discovery, "discovery_url", str)
+        return read_configuration(self.client, self.api_url, url, client_ids[0])
 
-def create_key(
-    client: Client, api_url: str, access_token: str, title: str
-) -> "Tuple[Optional[str], Optional[str]]":
-    """Make an API key; its id and the key itself, shown this once, None where unusable."""
-    body = {"name": title, "project_id": None}
-    answer = client.post_json(endpoint(api_url, KEYS_PATH), body, access_token)
-    key_id = answer.get("id")
-    key = answer.get("redacted_api_key")  # despite its name, the whole key
-    if not isinstance(key_id, str):
-        key_id = None
-    return key_id or None, key if is_plain(key) else None
+    def is_key_gone(self) -> bool:
+        """Whether it says that the key does not work; False where it cannot say."""
+        with suppress(Failure):
+            url = endpoint(self.api_url, ME_PATH)
+            return self.client.send("GET", url, self.token).status == 401
+        return False
 
+    def get_user(self) -> "Optional[str]":
+        """Whom the key belongs to; None where it does not say."""
+        with suppress(Failure):
+            return text_or_none(self.get(ME_PATH), "email", "id")
+        return None
 
-def delete_key(client: Client, api_url: str, access_token: str, key_id: str) -> None:
-    """Delete an API key; one that is gone counts as deleted. Raises Failure."""
-    answer = client.send("DELETE", endpoint(api_url, KEYS_PATH, key_id), access_token)
-    if answer.status != 404:
-        answer.require_success()
+    def create_key(self, title: str) -> "Tuple[Optional[str], Optional[str]]":
+        """Make an API key; its id and the key itself, shown this once, None if unusable."""
+        body = {"name": title, "project_id": None}
+        url = endpoint(self.api_url, KEYS_PATH)
+        answer = self.client.post_json(url, body, self.token)
+        key_id = answer.get("id")
+        key = answer.get("redacted_api_key")  # despite its name, the whole key
+        if not isinstance(key_id, str):
+            key_id = None
+        return key_id or None, key if is_plain(key) else None
+
+    def delete_key(self, key_id: str) -> None:
+        """Delete an API key; one that is gone counts as deleted. Raises Failure."""
+        url = endpoint(self.api_url, KEYS_PATH, key_id)
+        answer = self.client.send("DELETE", url, self.token)
+        if answer.status != 404:
+            answer.require_success()
 
 
 # ==== credential: which key, URL and project a command uses, and where each came from
 def credential_of_variables(
-    process: Process, project: "Optional[str]", needs_project: bool, warn: "Warn"
+    process: Process, project: "Optional[str]", warn: "Warn"
 ) -> "Optional[Credential]":
-    """The credential in the variables; None, after a warning, where it is not a full one.
+    """The credential in the variables, None where they hold no key; raises Failure.
 
-    PROJECT is that of the command line.
+    PROJECT is that of the command line. Without any project it is not a full credential.
     """
+    key = process.get(VAR_API_KEY)
+    path = process.get(VAR_KEY_FILE)
+    api_url = process.get(VAR_API_URL)
+    project_id = process.get(VAR_PROJECT)
     if process.prefers_profile():
         return None
-    key = process.get(VAR_API_KEY)
-    api_url = process.get(VAR_API_URL)
-    project_id = project or process.get(VAR_PROJECT)
-    if not key:
+    if not key and not path:
         for name in (VAR_PROJECT, VAR_API_URL):
             if process.get(name):
                 warn(f"{name} is ignored, as {VAR_API_KEY} is not set")
         return None
-    if needs_project and not project_id:
-        warn(f"{VAR_API_KEY} is ignored, as {VAR_PROJECT} is not set")
-        return None
-    if project_id:
+    if key and path:
+        raise misuse(f"{VAR_API_KEY} and {VAR_KEY_FILE} exclude each other")
+    if project_id and not project:
         require_plain(project_id, "the project id")
     sources = {
         "environment": VAR_API_URL if api_url else "default",
         "project_id": "--project" if project else VAR_PROJECT,
-        "api_key": VAR_API_KEY,
-    }  # type: Dict[str, Optional[str]]
+        "api_key": VAR_KEY_FILE if path else VAR_API_KEY,
+    }
+    key = read_key_file(path) if path else clean_key(key or "")
     api_url = normal_url(api_url or DEFAULT_API_URL)
-    return Credential(
-        api_url, require_plain(key, VAR_API_KEY), project_id, None, {}, sources
-    )
+    return Credential(api_url, key, project or project_id, None, {}, sources)
 
 
 def find_profile(data: "StoreData", api_url: str, name: "Optional[str]") -> "Optional[str]":
@@ -2842,6 +2903,10 @@ def find_profile(data: "StoreData", api_url: str, name: "Optional[str]") -> "Opt
     if name in profiles:
         return name
     if name:
+        for url, other in data["environments"].items():
+            if name in other["profiles"]:
+                message = f"profile {name} is one of {url}, not of {api_url}"
+                raise Failure(message, f"llamactl environments use {url}")
         known = listed([(each, each) for each in sorted(profiles)])
         message = f"{api_url} has no profile {quotable(name)}; available: {known}"
         raise Failure(message, "llamactl auth get")
@@ -2877,9 +2942,6 @@ def credential_of_profile(
     key = profile.get("api_key")
     if key:
         require_plain(key, "the stored API key")
-    project_id = profile.get("project_id")
-    if project:
-        project_id = require_plain(project, "--project")
     sources = {
         "environment": source_of_url(data),
         "profile": named_by,
@@ -2887,22 +2949,8 @@ def credential_of_profile(
         "project_name": None if project else "profile",
         "api_key": "profile",
     }
+    project_id = project or profile.get("project_id")
     return Credential(api_url, key or None, project_id, found, profile, sources)
-
-
-def warn_of_unused_profile(process: Process, store: "Store") -> None:
-    """Say which profile would be used if the variables held no credential."""
-    with contextlib.suppress(Failure):  # variables never fail on the state of the store
-        data = store.load()
-        environment = get_environment(data, current_url(data))
-        profiles = environment["profiles"]
-        name = process.get(VAR_PROFILE) or environment.get("current_profile")
-        unused = f"profile {name}" if name in profiles else "a stored profile"
-        if profiles:
-            store.warn(
-                f"{VAR_API_KEY} is used instead of {unused}; "
-                f"set {VAR_USE_PROFILE}=1 to use profiles"
-            )
 
 
 def resolve_credential(
@@ -2913,55 +2961,198 @@ def resolve_credential(
     project: "Optional[str]",
     needs_project: bool,
 ) -> Credential:
-    """What a command uses: the profile NAME, the variables or the current profile."""
-    if not name:
-        credential = credential_of_variables(process, project, needs_project, store.warn)
-        if credential:
-            warn_of_unused_profile(process, store)
-            return credential
-    return credential_of_profile(process, store.load(), name, named_by, project)
+    """What a command uses.
+
+    The profile NAME, which NAMED_BY gave; else the variables, if they hold a key and a
+    project; else the current profile; else a lone key in the variables, for commands that
+    need no project. Raises Failure.
+    """
+    of_variables = None if name else credential_of_variables(process, project, store.warn)
+    if not of_variables:
+        return credential_of_profile(process, store.load(), name, named_by, project)
+    variable = of_variables.sources["api_key"]
+    unused = ""
+    with suppress(Failure):  # variables never fail on the state of the store
+        data = store.load()
+        if get_environment(data, current_url(data))["profiles"]:
+            unused = "a stored profile"
+        of_profile = credential_of_profile(process, data, None, "", project)
+        if of_profile.name:
+            unused = f"profile {of_profile.name}"
+            if not of_variables.project_id:
+                store.warn(f"{variable} is ignored, as {VAR_PROJECT} is not set")
+                return of_profile
+    if needs_project and not of_variables.project_id:
+        raise misuse(f"{variable} is set, but {VAR_PROJECT} is not")
+    if unused:
+        place = f"{variable} is used at {of_variables.api_url} instead of {unused}"
+        store.warn(f"{place}; set {VAR_USE_PROFILE}=1 to use profiles")
+    return of_variables
 
 
 # ==== login: signing in with a key or by device, signing out, leaving nothing behind
 # for what is requested while the store is locked: less than others wait for the lock
 KEY_TIMEOUT = 5.0
 REVOCATION_TIMEOUT = 3.0
+TOKEN_LEEWAY = 30.0  # an access token this close to its end is refreshed first
+
+
+def choices_of(projects: "Sequence[Project]") -> "Choices":
+    return [(project.project_id, project.project_name) for project in projects]
+
+
+def find_project(projects: "Sequence[Project]", wanted: str) -> Project:
+    """The project whose id is WANTED, else the one of that name, in any letter case."""
+    name = wanted.casefold()
+    found = [project for project in projects if project.project_id == wanted]
+    found = found or [each for each in projects if each.project_name.casefold() == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Failure(
+            f"{len(found)} projects are called {wanted}: {listed(choices_of(found))}"
+        )
+    available = listed(choices_of(projects))
+    raise Failure(f"project {quotable(wanted)} not found; available: {available}")
 
 
 class App:
     """What every command works with."""
 
-    def __init__(self, process: Process, terminal: Terminal) -> None:
+    def __init__(
+        self, process: Process, terminal: Terminal, commands: "Mapping[str, str]"
+    ) -> None:
+        """COMMANDS are the words of each command and its options."""
         self.process = process
         self.terminal = terminal
+        self.commands = commands
+        self.say = terminal.say
+        self.warn = terminal.warn
+        self.show = terminal.show
         self.store = Store(process.config_folder(), terminal.warn)
-        self.client = Client(process, terminal.hide, terminal.warn)
+        self.client = Client(process, terminal.hide, terminal.warn, time.sleep, None)
+        self.rejected_hint = HINT_LOGIN  # what helps where a server rejects the credential
 
     def credential(
         self, args: "Args", name: "Optional[str]" = None, needs_project: bool = True
     ) -> Credential:
         """What the command uses; NAME is the profile that its command line names."""
         if name and args.profile and name != args.profile:
-            raise Failure("NAME and --profile name two profiles", code=EXIT_USAGE)
+            raise misuse("NAME and --profile name two profiles")
         named_by = "NAME" if name else "--profile"
         name = name or args.profile
+        process = self.process
+        if args.api_key_file:
+            process = process.with_key_file(args.api_key_file)
         credential = resolve_credential(
-            self.process, self.store, name, named_by, args.project, needs_project
+            process, self.store, name, named_by, args.project, needs_project
         )
         self.terminal.hide(credential.api_key or "")
+        if not credential.name:
+            self.rejected_hint = f"replace or unset {credential.sources['api_key']}"
+        elif credential.profile["auth_type"] != OIDC:
+            self.rejected_hint = (
+                f"llamactl auth token --name {shell_quoted(credential.name)}"
+            )
         return credential
+
+    def credential_with_project(
+        self, args: "Args", name: "Optional[str]" = None
+    ) -> Credential:
+        """What the command uses, with the id of a project; raises Failure.
+
+        A project of the command line that is not the profile's own is looked up.
+        """
+        credential = self.credential(args, name)
+        project_id = credential.project_id
+        if not project_id:
+            owner = f"profile {credential.name} has" if credential.name else "there is"
+            raise misuse(f"{owner} no project", "llamactl projects use ID")
+        if args.project in (None, credential.profile.get("project_id")):
+            return credential
+        try:
+            plane = self.plane_of(credential)
+            project_id = find_project(plane.get_projects(), args.project).project_id
+        except Unreachable as failure:
+            if not is_uuid(project_id):
+                raise
+            self.warn(f"project {project_id} is unverified: {failure.message}")
+        return credential._replace(project_id=project_id)
+
+    def plane(self, api_url: str, key: "Optional[str]" = None) -> ControlPlane:
+        return ControlPlane(self.client, api_url, key)
+
+    def plane_of(self, credential: Credential) -> ControlPlane:
+        return self.plane(credential.api_url, credential.api_key)
 
     def report(self, text: str) -> None:
         """Say what changed in the store, and warn where commands will not use it."""
-        self.terminal.say(text)
+        self.say(text)
         get = self.process.get
-        if get(VAR_API_KEY) and get(VAR_PROJECT) and not self.process.prefers_profile():
-            self.terminal.warn(
-                f"{VAR_API_KEY} and {VAR_PROJECT} are set and win over profiles; "
+        variable = VAR_API_KEY if get(VAR_API_KEY) else VAR_KEY_FILE
+        if get(variable) and get(VAR_PROJECT) and not self.process.prefers_profile():
+            self.warn(
+                f"{variable} and {VAR_PROJECT} are set and win over profiles; "
                 f"unset them or set {VAR_USE_PROFILE}=1"
             )
         elif get(VAR_PROFILE):
-            self.terminal.warn(f"using profile {get(VAR_PROFILE)} (from {VAR_PROFILE})")
+            self.warn(f"using profile {get(VAR_PROFILE)} (from {VAR_PROFILE})")
+
+
+class Session:
+    """The tokens of a login at one control plane, refreshed where they expired."""
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        provider: "Optional[Provider]",
+        profile: "Profile",
+        on_rotation: "Callable[[Profile], None]" = lambda tokens: None,
+    ) -> None:
+        """PROFILE is what is stored of the tokens.
+
+        ON_ROTATION gets what changes at each refresh, before the new access token is used:
+        the provider ends a login whose old refresh token comes again.
+        """
+        self.plane = plane
+        self.provider = provider
+        self.tokens = profile.copy()
+        self.on_rotation = on_rotation
+
+    def signed_in(self) -> ControlPlane:
+        """The control plane, with an access token that has not expired."""
+        expires_at = self.tokens.get("access_expires_at")
+        is_expired = expires_at is not None and expires_at - TOKEN_LEEWAY < time.time()
+        if is_expired or not self.tokens.get("access_token"):
+            self.refresh()
+        return self.plane._replace(token=self.tokens.get("access_token") or "")
+
+    def refresh(self) -> None:
+        """RFC 6749 §6, sent once; nothing where no refresh token or provider is known."""
+        refresh_token = self.tokens.get("refresh_token")
+        if not refresh_token or not self.provider:
+            return
+        form = {
+            "grant_type": "refresh_token",
+            "refresh_token": refresh_token,
+            "client_id": self.provider["client_id"],
+        }
+        url = self.provider["token_endpoint"]
+        answer = self.plane.client.post_form(url, form, once=True)
+        tokens = read_tokens(answer.require_success().json(), time.time())
+        self.tokens.update(tokens)
+        self.on_rotation(tokens)
+
+    def revoke(self, token: "Optional[str]") -> None:
+        """Revoke a refresh token (RFC 7009 §2.1), where the provider offers that."""
+        url = self.provider and self.provider["revocation_endpoint"]
+        if token and url and self.provider:
+            form = {
+                "token": token,
+                "token_type_hint": "refresh_token",
+                "client_id": self.provider["client_id"],
+            }
+            self.plane.client.post_form(url, form, once=True).require_success()
 
 
 def check_sign_in(app: App, args: "Args") -> "Tuple[str, Environment]":
@@ -2972,7 +3163,7 @@ def check_sign_in(app: App, args: "Args") -> "Tuple[str, Environment]":
     """
     name = args.name
     if name is not None and (name != clean(name).strip() or name.startswith("-")):
-        raise Failure("--name must be printable and not start with a dash", code=EXIT_USAGE)
+        raise misuse("--name must be printable and not start with a dash")
     data = app.store.check_writable()
     api_url = current_url(data)
     variable = app.process.get(VAR_API_URL)
@@ -2980,32 +3171,26 @@ def check_sign_in(app: App, args: "Args") -> "Tuple[str, Environment]":
         named_url = normal_url(variable)
         if named_url != api_url:
             message = f"{VAR_API_URL} is not the current environment, {api_url}"
-            raise Failure(message, f"llamactl environments add {named_url}", EXIT_USAGE)
+            raise misuse(message, f"llamactl environments add {named_url}")
     return api_url, get_environment(data, api_url)
 
 
 def choose_project(
     app: App,
     projects: "List[Project]",
-    project_id: "Optional[str]",
+    wanted: "Optional[str]",
     current: "Optional[str]" = None,
     flag: str = "--project",
 ) -> Project:
-    """The project PROJECT_ID, else the only one, else the one that the user picks."""
-    by_id = {project.project_id: project for project in projects}
-    choices = [(project.project_id, project.project_name) for project in by_id.values()]
-    if project_id:
-        if project_id not in by_id:
-            message = (
-                f"project {quotable(project_id)} not found; available: {listed(choices)}"
-            )
-            raise Failure(message)
-        return by_id[project_id]
+    """The project WANTED, else the only one, else the one that the user picks."""
+    if wanted:
+        return find_project(projects, wanted)
     if not projects:
         raise Failure(f"no project found; create one {WEB_CONSOLE}")
-    if len(choices) == 1:
-        return by_id[choices[0][0]]
-    return by_id[app.terminal.choose("project", choices, flag, current)]
+    if len(projects) == 1:
+        return projects[0]
+    chosen = app.terminal.choose("project", choices_of(projects), flag, current)
+    return find_project(projects, chosen)
 
 
 def project_fields(project: "Optional[Project]") -> "Profile":
@@ -3029,13 +3214,14 @@ def project_label(profile: "Profile") -> str:
 def given_key(app: App, args: "Args") -> "Optional[str]":
     """The key that the command line holds or names; None where it does neither."""
     if args.api_key is not None and args.api_key_file is not None:
-        raise Failure("--api-key and --api-key-file exclude each other", code=EXIT_USAGE)
-    key = args.api_key  # type: Optional[str]
+        raise misuse("--api-key and --api-key-file exclude each other")
     if "-" in (args.api_key, args.api_key_file):
-        key = app.terminal.read_stdin()
-    elif args.api_key_file is not None:
-        key = read_key_file(args.api_key_file)
-    return None if key is None else require_plain(key, "the API key")
+        return (
+            None if app.terminal.can_ask() else app.terminal.read_stdin()
+        )  # hidden, if typed
+    if args.api_key_file is not None:
+        return read_key_file(args.api_key_file)
+    return None if args.api_key is None else clean_key(args.api_key)
 
 
 def verify_key(
@@ -3043,12 +3229,20 @@ def verify_key(
 ) -> "List[Project]":
     """The projects that KEY can see; raises Failure where the server rejects it."""
     try:
-        return get_projects(app.client, api_url, key, org_id)
+        return app.plane(api_url, key).get_projects(org_id)
     except Refused as refused:
+        if refused.status == 403 and not refused.is_sure:  # a gateway's
+            raise Unreachable(refused.message, FAILING) from None
         if refused.status not in (401, 403):
             raise
         message = f"the API key was rejected: {refused.message}"
-        raise Refused(message, refused.status, HINT_TOKEN, EXIT_REJECTED) from None
+        hint = "a key works in its own region alone; see llamactl environments add"
+        if refused.status == 403:
+            message = f"the API key may not list projects: {refused.message}"
+            hint = "llamactl auth token --no-verify --project ID, if the key is right"
+        elif not str(key).startswith("llx-"):
+            hint = f"a LlamaCloud key begins with llx-; create one {WEB_CONSOLE}"
+        raise Refused(message, refused.status, hint, EXIT_REJECTED) from None
 
 
 def ask_for_key(
@@ -3056,17 +3250,18 @@ def ask_for_key(
 ) -> "Tuple[str, List[Project]]":
     """A key typed at the prompt, three times at most, and the projects that it can see."""
     if not app.terminal.can_ask():
-        raise Failure(
+        raise misuse(
             "no API key given, and no terminal to ask on; use --api-key-file (- is stdin)",
             "llamactl auth token --api-key-file PATH --project ID",
-            EXIT_USAGE,
         )
+    app.say(f"Create an API key {WEB_CONSOLE}.")
     tries = 3
     while True:
         tries -= 1
         try:
-            key = app.terminal.ask_hidden(f"API key for {api_url}: ")
-            require_plain(key, "the API key")
+            key = clean_key(app.terminal.ask_hidden(f"API key for {api_url}: "))
+            if len(key) >= MAX_LINE:
+                raise misuse(f"a terminal takes {MAX_LINE} characters; use --api-key-file")
             return key, verify_key(app, api_url, key, org_id)
         except Failure as failure:
             if not tries or failure.code not in (EXIT_REJECTED, EXIT_USAGE):
@@ -3105,11 +3300,6 @@ def store_key_profile(
     return name
 
 
-def store_waiting_login(app: App, api_url: str, waiting: "WaitingLogin") -> None:
-    with app.store.change() as data:
-        add_environment(data, api_url)["login"] = waiting
-
-
 def forget_waiting_login(app: App, api_url: str, waiting: "WaitingLogin") -> None:
     """Drop WAITING from the store, if it is what waits there."""
     with app.store.change() as data:
@@ -3118,70 +3308,34 @@ def forget_waiting_login(app: App, api_url: str, waiting: "WaitingLogin") -> Non
             data["environments"][api_url]["login"] = None
 
 
-def forget_waiting_logins(app: App) -> None:
-    """Drop the device codes of all environments."""
-    with app.store.change() as data:
-        for environment in data["environments"].values():
-            environment["login"] = None
+def name_login(
+    environment: "Environment", user: User, wanted: "Optional[str]"
+) -> "Tuple[str, Profile]":
+    """What to call USER's login, and the profile of theirs that has that name, if any.
 
-
-def wait_for_approval(app: App, api_url: str, waiting: "WaitingLogin") -> "Json":
-    """The token response, once the user has approved the code; raises Failure.
-
-    The waiting login is forgotten when it can come to nothing any more.
+    It is WANTED, else a name that they have, else a new one.
     """
-    provider = pinned_provider(waiting.get("provider"), api_url)
-    left = min(waiting["expires_at"] - time.time(), MAX_DAY)
-    expires_at = time.monotonic() + left
-    form = {
-        "grant_type": DEVICE_GRANT,
-        "device_code": waiting["device_code"],
-        "client_id": provider.client_id,
-    }
-
-    def poll() -> Answer:
-        return app.client.post_form(provider.token_endpoint, form, once=True)
-
-    wait = app.terminal.countdown(expires_at)
-    try:
-        return poll_for_tokens(poll, waiting["interval"], expires_at, wait, time.monotonic)
-    except Failure as failure:
-        is_final = not isinstance(failure, (Refused, Unreachable))
-        if is_final or time.monotonic() >= expires_at:
-            forget_waiting_login(app, api_url, waiting)
-        raise
-
-
-def is_of_user(profile: "Profile", user: User) -> bool:
-    if profile["auth_type"] != OIDC or profile.get("sub") != user.sub:
-        return False
-    return profile.get("issuer") == user.issuer
-
-
-def name_login(environment: "Environment", user: User, name: "Optional[str]") -> str:
-    """The profile for USER's login: NAME, theirs, or a new one that is named after them."""
     profiles = environment["profiles"]
-    known = [each for each, profile in profiles.items() if is_of_user(profile, user)]
-    if name:
-        if name not in known:
-            refuse_name_of_login(environment, name)
-        return name
+    theirs = {}  # type: Dict[Optional[str], Profile]
+    for each, profile in profiles.items():
+        if (profile.get("issuer"), profile.get("sub")) == (user.issuer, user.sub):
+            theirs[each] = profile
+    if wanted and wanted not in theirs:
+        refuse_name_of_login(environment, wanted)
     current = environment.get("current_profile")
-    if current in known:
-        return str(current)
-    if known:
-        return known[0]
-    return free_name(shell_safe(user.email or user.sub) or "login", profiles)
+    name = wanted or (current if current in theirs else next(iter(theirs), None))
+    name = name or free_name(shell_safe(user.email or user.sub) or "login", profiles)
+    return name, theirs.get(name, {})
 
 
 def choose_project_of_login(
-    app: App, args: "Args", api_url: str, session: Session, current: "Optional[str]"
+    app: App, args: "Args", session: Session, current: "Optional[str]"
 ) -> "Tuple[Optional[Project], Optional[Failure]]":
     """The project of a login, or why it has none yet, which does not undo the login.
 
     Raises Failure where there is no project at all.
     """
-    projects = get_projects(app.client, api_url, session.access_token(), args.org)
+    projects = session.signed_in().get_projects(args.org)
     wanted = args.project
     if not wanted and not app.terminal.can_ask():
         wanted = current
@@ -3193,82 +3347,109 @@ def choose_project_of_login(
         return None, failure
 
 
-def make_key(app: App, api_url: str, session: Session, name: str) -> "Tuple[str, str]":
+def delete_own_key(app: App, session: Session, key_id: str) -> None:
+    """Delete a key that no profile will hold; warn where that fails."""
+    try:
+        session.signed_in().delete_key(key_id)
+    except Failure as failure:
+        app.warn(f"API key {key_id} may still work: {failure.message}")
+
+
+def make_key(app: App, session: Session, name: str) -> "Tuple[str, str]":
     """A new API key for the profile NAME, and its id.
 
     Raises Failure, which names a key that may exist although it is not known here.
     """
     title = f"{name} llamactl on {app.process.host_name}"
-    access_token = session.access_token()
-    doubt = f"an API key named '{title}' may exist now"
+    plane = session.signed_in()
     try:
-        key_id, key = create_key(app.client, api_url, access_token, title)
+        key_id, key = plane.create_key(title)
         if key and key_id:
             return key, key_id
         if key_id:
-            delete_key(app.client, api_url, access_token, key_id)
-            raise Failure("the server returned an unusable API key", code=EXIT_UNREACHABLE)
-        raise Unreachable("the server returned an unusable API key", Unreachable.UNUSABLE)
-    except Unreachable as failure:
-        if failure.stage == Unreachable.NOT_CONNECTED:
+            delete_own_key(app, session, key_id)
+            raise Failure("the server returned an unusable API key", "", EXIT_UNREACHABLE)
+        raise Unreachable("the server returned an unusable API key")
+    except (Refused, Unreachable) as failure:
+        if failure.is_sure:
             raise
-        message = f"{failure.message}; {doubt}"
-        raise Failure(message, f"delete the key {WEB_CONSOLE}", EXIT_UNREACHABLE) from None
-    except KeyboardInterrupt:
-        app.terminal.warn(doubt)
-        raise
+        message = f"{failure.message}; an API key named '{title}' may exist now"
+        raise Failure(message, f"delete the key {WEB_CONSOLE}", failure.code) from None
 
 
-def delete_own_key(app: App, api_url: str, session: Session, key_id: str) -> None:
-    """Delete a key that no profile will hold; warn where that fails."""
-    try:
-        delete_key(app.client, api_url, session.access_token(), key_id)
-    except Failure as failure:
-        app.terminal.warn(f"API key {key_id} may still work: {failure.message}")
-
-
-def revoke_or_warn(app: App, session: Session) -> None:
+def revoke_or_warn(app: App, session: Session, token: "Optional[str]") -> None:
     """Revoke a refresh token that no profile will hold; warn where that fails."""
     try:
-        session.revoke()
+        session.revoke(token)
     except Failure as failure:
-        app.terminal.warn(f"the refresh token may not be revoked: {failure.message}")
+        app.warn(f"the refresh token may not be revoked: {failure.message}")
 
 
-def revoke_replaced(app: App, session: Session, replaced: "Profile") -> None:
-    """Revoke the refresh token of the login that a new SESSION of its user replaces."""
-    token = replaced.get("refresh_token")
-    if token and token != session.tokens.refresh_token:
-        old_tokens = Tokens("", None, token)
-        revoke_or_warn(app, Session(app.client, session.provider, old_tokens))
+def abandon_login(app: App, session: Session, key_ids: "List[str]") -> None:
+    """Leave nothing behind of a login that ends without a profile."""
+    with uninterrupted(app.terminal.tell):
+        for key_id in key_ids:
+            delete_own_key(app, session, key_id)
+        revoke_or_warn(app, session, session.tokens.get("refresh_token"))
 
 
-def token_fields(tokens: Tokens) -> "Profile":
-    return {
-        "access_token": tokens.access_token,
-        "access_expires_at": tokens.expires_at,
-        "refresh_token": tokens.refresh_token,
+def unread_session(plane: ControlPlane, provider: "Provider", answer: "Json") -> Session:
+    """A session that can revoke the refresh token of ANSWER, whatever else is in it."""
+    token = answer.get("refresh_token")
+    refresh_token = token if isinstance(token, str) else None
+    return Session(plane, provider, {"refresh_token": refresh_token})
+
+
+def wait_for_approval(app: App, api_url: str, waiting: "WaitingLogin") -> "Json":
+    """The token response, once the user has approved the code; raises Failure.
+
+    The waiting login is forgotten when it can come to nothing any more.
+    """
+    provider = stored_provider(waiting.get("provider"), api_url)
+    left = min(waiting["expires_at"] - time.time(), ONE_DAY)
+    expires_at = time.monotonic() + left
+    form = {
+        "grant_type": DEVICE_GRANT,
+        "device_code": waiting["device_code"],
+        "client_id": provider["client_id"],
     }
+    answers = []  # type: List[Answer]
+
+    def poll() -> Answer:
+        with uninterrupted(app.terminal.tell):  # the answer may hold tokens
+            answers.append(
+                app.client.post_form(provider["token_endpoint"], form, once=True)
+            )
+        return answers[-1]
+
+    wait = app.terminal.countdown(expires_at)
+    try:
+        return poll_for_tokens(
+            poll, waiting["interval"], expires_at, wait, time.monotonic, app.warn
+        )
+    except KeyboardInterrupt:
+        if answers:
+            tokens = parse_object(answers[-1].body) or {}
+            plane = app.plane(api_url)
+            abandon_login(app, unread_session(plane, provider, tokens), [])
+        raise
+    except Failure as failure:
+        is_final = not isinstance(failure, (Refused, Unreachable))
+        if is_final or time.monotonic() >= expires_at:
+            forget_waiting_login(app, api_url, waiting)
+        raise
 
 
 def login_profile(user: User, session: Session, project: "Optional[Project]") -> "Profile":
     """What is stored of a login beside its API key."""
-    profile = {
-        "auth_type": OIDC,
-        "sub": user.sub,
-        "issuer": user.issuer,
-        "email": user.email,
-        "provider": pinned_fields(session.provider) if session.provider else None,
-    }  # type: Profile
-    profile.update(token_fields(session.tokens))
+    profile = session.tokens.copy()
     profile.update(project_fields(project))
+    profile["auth_type"] = OIDC
+    profile["sub"] = user.sub
+    profile["issuer"] = user.issuer
+    profile["email"] = user.email
+    profile["provider"] = session.provider
     return profile
-
-
-def profile_of_user(environment: "Environment", name: str, user: User) -> "Profile":
-    """The profile NAME if it is USER's login, else an empty one."""
-    profile = environment["profiles"].get(name)
-    return profile if profile and is_of_user(profile, user) else {}
 
 
 def store_login(
@@ -3286,8 +3467,7 @@ def store_login(
     """
     with app.store.change() as data:
         environment = add_environment(data, api_url)
-        name = name_login(environment, user, wanted)
-        replaced = profile_of_user(environment, name, user)
+        name, replaced = name_login(environment, user, wanted)
         key = replaced.get("api_key")
         if not key and new["api_key"] == known.get("api_key"):
             raise Failure(f"profile {name} was deleted meanwhile; log in again")
@@ -3306,55 +3486,57 @@ def finish_login(
 
     Whatever ends this before the profile is stored, what it made is deleted and revoked.
     """
-    provider = pinned_provider(waiting.get("provider"), api_url)
-    session = Session(app.client, provider, read_tokens(answer, time.time()))
-    with contextlib.ExitStack() as undo:
-        undo.callback(revoke_or_warn, app, session)
+    provider = stored_provider(waiting.get("provider"), api_url)
+    session = unread_session(app.plane(api_url), provider, answer)
+    key_ids = []  # type: List[str]
+    with ExitStack() as undo:
+        undo.callback(abandon_login, app, session, key_ids)
+        session.tokens.update(read_tokens(answer, time.time()))
         forget_waiting_login(app, api_url, waiting)
         user = read_user(answer.get("id_token"), provider, time.time())
         environment = get_environment(app.store.load(), api_url)
-        name = name_login(environment, user, args.name)
-        known = profile_of_user(environment, name, user)
+        name, known = name_login(environment, user, args.name)
         current = known.get("project_id")
-        project, missing = choose_project_of_login(app, args, api_url, session, current)
+        project, missing = choose_project_of_login(app, args, session, current)
         key = known.get("api_key") or ""
         key_id = known.get("api_key_id") or ""
-        needs_key = not key or is_key_gone(app.client, api_url, key)
         with uninterrupted(app.terminal.tell):
-            if needs_key:
-                key, key_id = make_key(app, api_url, session, name)
-                undo.callback(delete_own_key, app, api_url, session, key_id)
+            if not key or app.plane(api_url, key).is_key_gone():
+                key, key_id = make_key(app, session, name)
+                key_ids.append(key_id)
             profile = login_profile(user, session, project)
             profile["api_key"] = key
             profile["api_key_id"] = key_id
             name, replaced = store_login(app, api_url, user, args.name, known, profile)
             undo.pop_all()
-            if needs_key and profile["api_key"] != key:
-                delete_own_key(app, api_url, session, key_id)
-            revoke_replaced(app, session, replaced)
-            app.report(f"logged in as {name}, project {project_label(profile)}")
+            if key_ids and profile["api_key"] != key:
+                delete_own_key(app, session, key_id)
+            if replaced.get("refresh_token") != profile.get("refresh_token"):
+                revoke_or_warn(app, session, replaced.get("refresh_token"))
+            person = user.email or name
+            account = person if person == name else f"{person} (profile {name})"
+            app.report(f"logged in as {account}, project {project_label(profile)}")
     if missing:
-        raise Failure(missing.message, "llamactl projects use ID", EXIT_USAGE)
+        raise misuse(missing.message, "llamactl projects use ID")
 
 
-def delete_key_of_login(session: Session, api_url: str, key_id: str) -> None:
+def delete_key_of_login(session: Session, key_id: str) -> None:
     """Delete the key with the login's access token, refreshed once if that is rejected."""
-    before = session.tokens
-    token = session.access_token()
+    before = session.tokens.get("access_token")
+    plane = session.signed_in()
     try:
-        delete_key(session.client, api_url, token, key_id)
+        plane.delete_key(key_id)
     except Refused as refused:
-        if refused.status != 401 or session.tokens is not before:
+        if refused.status != 401 or plane.token != before:
             raise
         session.refresh()
-        delete_key(session.client, api_url, session.tokens.access_token, key_id)
+        session.signed_in().delete_key(key_id)
 
 
 def end_login(
-    client: Client,
-    api_url: str,
+    plane: ControlPlane,
     profile: "Profile",
-    on_rotation: "Callable[[Tokens], None]",
+    on_rotation: "Callable[[Profile], None]",
     warn: "Warn",
 ) -> str:
     """Delete a login's key and revoke its refresh token; a sentence on a key that may live.
@@ -3365,28 +3547,24 @@ def end_login(
     trouble = ""
     problem = ""
     try:
-        provider = pinned_provider(profile.get("provider"), api_url)
+        provider = stored_provider(profile.get("provider"), plane.api_url)
     except Failure as failure:
         trouble = failure.message
-    tokens = Tokens(
-        profile.get("access_token") or "",
-        profile.get("access_expires_at"),
-        profile.get("refresh_token"),
-    )
-    session = Session(client.within(KEY_TIMEOUT), provider, tokens, on_rotation)
+    in_time = plane._replace(client=plane.client.within(KEY_TIMEOUT))
+    session = Session(in_time, provider, profile, on_rotation)
     key = profile.get("api_key") or ""
     key_id = profile.get("api_key_id") or ""
     try:
         require(key_id, "its id is not known")
-        delete_key_of_login(session, api_url, key_id)
+        delete_key_of_login(session, key_id)
     except Failure as failure:
-        if not key or not is_key_gone(session.client, api_url, key):
+        if not key or not in_time._replace(token=key).is_key_gone():
             name = f"API key {key_id or '(id unknown)'} (…{last_four(key)})"
             problem = f"{name} may still work: {trouble or failure.message}"
-    session.client = client.within(REVOCATION_TIMEOUT)
+    session.plane = plane._replace(client=plane.client.within(REVOCATION_TIMEOUT))
     try:
         require(provider, trouble)
-        session.revoke()
+        session.revoke(session.tokens.get("refresh_token"))
     except Failure as failure:
         warn(f"the login's refresh token may not be revoked: {failure.message}")
     return problem
@@ -3395,20 +3573,18 @@ def end_login(
 def log_out(app: App, api_url: str, name: str) -> str:
     """Forget a profile, whatever the server says; what may still work, or nothing."""
     problem = ""
-    with (
-        app.store.change()
-    ) as data:  # of several processes one refreshes, the others find it gone
+    # of several processes one refreshes the tokens, and the others find the profile gone
+    with uninterrupted(app.terminal.tell), app.store.change() as data:
         environment = get_environment(data, api_url)
         profile = environment["profiles"].get(name)
         if profile and profile["auth_type"] == OIDC:
 
-            def store_tokens(tokens: Tokens) -> None:
-                environment["profiles"][name].update(token_fields(tokens))
+            def store_tokens(tokens: "Profile") -> None:
+                environment["profiles"][name].update(tokens)
                 with naming_path(app.store.path, "changed"):
                     app.store.save(data)
 
-            warn = app.terminal.warn
-            problem = end_login(app.client, api_url, profile, store_tokens, warn)
+            problem = end_login(app.plane(api_url), profile, store_tokens, app.warn)
         environment["profiles"].pop(name, None)
         if environment.get("current_profile") == name:
             environment["current_profile"] = None
@@ -3422,9 +3598,7 @@ def log_out_each(app: App, places: "Sequence[Tuple[str, str]]") -> str:
         problems.append(log_out(app, api_url, name))
         app.report(f"profile {name} deleted")
     for path in app.store.damaged_copies():
-        app.terminal.warn(
-            f"{path} may still hold keys; delete it when you no longer need it"
-        )
+        app.warn(f"{path} may still hold keys; delete it when you no longer need it")
     return "; ".join(problem for problem in problems if problem)
 
 
@@ -3437,21 +3611,20 @@ def read_official(path: str) -> "Dict[str, List[Json]]":
         raise Failure(f"this Python has no sqlite3 module, which reads {path}") from None
     from urllib.parse import quote
 
-    path = os.path.realpath(path)  # SQLite looks for its logs beside that one
-    require(os.path.isfile(path), f"{path} not found")
+    path = realpath(path)  # SQLite looks for its logs beside that one
     if not is_ours(os.stat(path)):
         raise belongs_to(path, os.stat(path))
-    in_use = os.path.exists(f"{path}-shm")
-    has_log = os.path.exists(f"{path}-wal")
+    in_use = exists(f"{path}-shm")
+    has_log = exists(f"{path}-wal")
     journal = f"{path}-journal"
-    if (has_log and not in_use) or (os.path.exists(journal) and os.path.getsize(journal)):
+    if (has_log and not in_use) or (exists(journal) and os.path.getsize(journal)):
         raise Failure(f"{path} was left by a crash; start the official client once")
     # immutable keeps SQLite from making files beside it; a log that is in use must be read
     options = "mode=ro" if in_use else "mode=ro&immutable=1"
     url = f"file:{quote(os.fsencode(path))}?{options}"
     tables = {}
     try:
-        with contextlib.closing(sqlite3.connect(url, uri=True)) as database:
+        with closing(sqlite3.connect(url, uri=True)) as database:
             database.row_factory = sqlite3.Row
             for table in ("profiles", "environments", "settings"):
                 rows = database.execute(f"SELECT * FROM {table}")
@@ -3461,17 +3634,11 @@ def read_official(path: str) -> "Dict[str, List[Json]]":
     return tables
 
 
-def import_environments(data: "StoreData", tables: "Dict[str, List[Json]]") -> None:
-    for row in tables["environments"]:
-        with contextlib.suppress(Failure):  # no URL: its profiles will say so
-            environment = add_environment(data, normal_url(str(row.get("api_url"))))
-            environment["requires_auth"] = bool(row.get("requires_auth", True))
+def import_profile(data: "StoreData", row: "Json", name: str) -> "Tuple[str, str]":
+    """Add the official client's profile ROW as NAME; its API URL and its name here.
 
-
-def import_profile(
-    data: "StoreData", row: "Json", name: str, settings: "Dict[Any, Any]"
-) -> str:
-    """Add the official client's profile ROW as NAME; what to say of it, raises Failure."""
+    Raises Failure for a row that no command could use.
+    """
     api_url = normal_url(str(row.get("api_url")))
     environment = add_environment(data, api_url)
     key = row.get("api_key") or None
@@ -3481,61 +3648,54 @@ def import_profile(
     profiles = environment["profiles"]
     for stored, other in profiles.items():
         if other.get("api_key") == key and other.get("project_id") == project_id:
-            return f"profile {name} is already here, as {stored}"
-    chosen = free_name(name, profiles)
-    profiles[chosen] = {
+            return api_url, stored
+    name = free_name(name, profiles)
+    profiles[name] = {
         "auth_type": TOKEN if key else NO_AUTH,
         "api_key": key,
         "project_id": project_id,
         "project_name": None,
     }
-    is_current = name == settings.get("current_profile") and api_url == current_url(data)
-    if is_current and not environment.get("current_profile"):
-        environment["current_profile"] = chosen
-    login = " (a login: its API key alone)" if row.get("device_oidc") else ""
-    return f"profile {name} imported as {chosen}{login}"
+    return api_url, name
 
 
 def import_official(
-    data: "StoreData", tables: "Dict[str, List[Json]]"
-) -> "Tuple[List[str], List[str]]":
-    """Add the official client's rows to DATA; what to say of those added and those not."""
+    data: "StoreData", tables: "Dict[str, List[Json]]", warn: "Warn"
+) -> "List[str]":
+    """Add the official client's rows to DATA; the names of the profiles here."""
     settings = {row.get("key"): row.get("value") for row in tables["settings"]}
-    import_environments(data, tables)
-    with contextlib.suppress(Failure):  # none is current there
+    for row in tables["environments"]:
+        with suppress(Failure):  # no URL: its profiles will say so
+            environment = add_environment(data, normal_url(str(row.get("api_url"))))
+            environment["requires_auth"] = bool(row.get("requires_auth", True))
+    with suppress(Failure):  # none is current there
         current = normal_url(str(settings.get("current_environment_api_url")))
         data["current_environment"] = data.get("current_environment") or current
-    added = []
-    left_out = []
+    imported = []
     for row in tables["profiles"]:
         name = clean(str(row.get("name"))).strip("- ") or "imported"
         try:
-            added.append(import_profile(data, row, name, settings))
+            api_url, chosen = import_profile(data, row, name)
         except Failure as failure:
-            left_out.append(f"profile {name} is left out: {failure.message}")
-    return added, left_out
+            warn(f"profile {name} is left out: {failure.message}")
+            continue
+        imported.append(chosen)
+        environment = data["environments"][api_url]
+        if name == settings.get("current_profile") and api_url == current_url(data):
+            environment["current_profile"] = environment.get("current_profile") or chosen
+    return imported
 
 
 # ==== commands: one function a verb: resolve, call, store, say
-def require_project(credential: Credential) -> str:
-    """The project id of CREDENTIAL; raises Failure where it has none."""
-    if not credential.project_id:
-        owner = f"profile {credential.name} has" if credential.name else "there is"
-        raise Failure(f"{owner} no project", "llamactl projects use ID", EXIT_USAGE)
-    return credential.project_id
-
-
 def auth_token(app: App, args: "Args") -> None:
     """Verify a key by listing its projects, choose one, and store both as a profile."""
     api_url, environment = check_sign_in(app, args)
     refuse_name_of_login(environment, args.name)
     project_id = args.project  # type: Optional[str]
-    if project_id is not None:
-        require_plain(project_id, "--project")
     key = given_key(app, args)
     needs_key = environment.get("requires_auth", True)
     if args.no_verify and not (project_id and (key or not needs_key)):
-        raise Failure("--no-verify needs a key and --project ID", code=EXIT_USAGE)
+        raise misuse("--no-verify needs a key and --project ID")
     project = None
     try:
         if needs_key and not key:
@@ -3545,14 +3705,15 @@ def auth_token(app: App, args: "Args") -> None:
             projects = verify_key(app, api_url, key, args.org)
             project = choose_project(app, projects, project_id)
     except Unreachable as failure:
-        is_unanswered = failure.stage in (Unreachable.NOT_CONNECTED, Unreachable.SILENT)
+        is_unanswered = failure.stage in (NOT_CONNECTED, SILENT)
         if not is_unanswered or not key or not project_id:
             raise
-        app.terminal.warn(f"the key is stored unverified: {failure.message}")
-    profile = {"auth_type": TOKEN if key else NO_AUTH, "api_key": key}  # type: Profile
-    profile.update(project_fields(project))
+        app.warn(f"key and project are stored unverified: {failure.message}")
+    profile = project_fields(project)
+    profile["auth_type"] = TOKEN if key else NO_AUTH
+    profile["api_key"] = key
     if not project:
-        profile["project_id"] = project_id
+        profile["project_id"] = require_plain(project_id or "", "--project")
     with app.store.change() as data:
         name = store_key_profile(add_environment(data, api_url), profile, args.name)
     app.report(f"profile {name} is current, project {project_label(profile)}")
@@ -3560,28 +3721,31 @@ def auth_token(app: App, args: "Args") -> None:
 
 def start_login(app: App, api_url: str, waiting: "WaitingLogin", output: str) -> None:
     """Store what waits for approval, and print what a person needs to approve it."""
-    store_waiting_login(app, api_url, waiting)
-    shown = {
-        "verification_uri": waiting["verification_uri"],
-        "verification_uri_complete": waiting["verification_uri_complete"],
-        "user_code": waiting["user_code"],
-        "expires_at": waiting["expires_at"],
-        "interval": waiting["interval"],
-    }  # type: Any
+    with app.store.change() as data:
+        add_environment(data, api_url)["login"] = waiting
+    fields = ("verification_uri", "verification_uri_complete", "user_code")
+    shown = {name: waiting.get(name) for name in fields}  # type: Any
     if output == "text":
+        shown["expires_in"] = f"{(waiting['expires_at'] - time.time()) / 60:.0f} min"
         shown = [{"field": name, "value": value} for name, value in shown.items()]
-    app.terminal.show(shown, output, "field value")
-    app.terminal.say("finish with: llamactl auth login --resume")
+    else:
+        shown["expires_at"] = waiting["expires_at"]
+        shown["interval"] = waiting["interval"]
+    app.show(shown, output, "field value")
+    app.say("finish with: llamactl auth login --resume")
 
 
-def show_code(app: App, waiting: "WaitingLogin", no_browser: bool) -> None:
-    """Show where to type the code, and open a browser where that makes sense."""
+def show_code(app: App, api_url: str, waiting: "WaitingLogin", no_browser: bool) -> None:
+    """Say where to type the code, and open a browser where that makes sense."""
     address = waiting["verification_uri"]
-    complete = waiting["verification_uri_complete"]
-    app.terminal.tell(f"open  {address}")
-    app.terminal.tell(f"code  {waiting['user_code']}")
+    complete = waiting.get("verification_uri_complete")
+    provider = stored_provider(waiting.get("provider"), api_url)
+    tell = app.terminal.tell
+    tell(f"Logging in to {api_url} with {origin_of(provider['token_endpoint'])}.")
+    tell(f"Open {address} on any device and enter this code:")
+    tell(f"    {waiting['user_code']}")
     if complete:
-        app.terminal.tell(f"or    {complete}")
+        tell(f"Or open {complete}, which has the code in it.")
     if not no_browser:
         app.terminal.open_browser(complete or address)
 
@@ -3589,51 +3753,50 @@ def show_code(app: App, waiting: "WaitingLogin", no_browser: bool) -> None:
 def auth_login(app: App, args: "Args") -> None:
     """The device flow in one go, or the half of it that --start or --resume asks for."""
     if args.start and (args.resume or args.project or args.org or args.name):
-        raise Failure("--start takes only -o; the rest is for --resume", code=EXIT_USAGE)
+        raise misuse("--start takes only -o; the rest is for --resume")
     if args.output != "text" and not args.start:
-        raise Failure("-o is for --start, which prints the code", code=EXIT_USAGE)
+        raise misuse("-o is for --start, which prints the code")
     api_url, environment = check_sign_in(app, args)
     if not environment.get("requires_auth", True):
         raise Failure(f"{api_url} requires no login", "llamactl auth token --project ID")
     waiting = environment.get("login")
     if args.resume and not waiting:
-        raise Failure("no login is waiting", "llamactl auth login --start", EXIT_USAGE)
+        raise misuse("no login is waiting", "llamactl auth login --start")
     if not args.resume or not waiting:
-        provider = discover_provider(app.client, api_url)
-        waiting = request_device_code(app.client, provider, time.time())
+        provider, device_endpoint = app.plane(api_url).discover_provider()
+        now = time.time()
+        waiting = request_device_code(app.client, api_url, provider, device_endpoint, now)
     if args.start:
         return start_login(app, api_url, waiting, args.output)
-    if not args.resume:
-        show_code(app, waiting, args.no_browser)
+    if not args.resume or app.terminal.can_ask():
+        show_code(app, api_url, waiting, args.no_browser or args.resume)
     answer = wait_for_approval(app, api_url, waiting)
     return finish_login(app, args, api_url, waiting, answer)
 
 
 def auth_get(app: App, args: "Args") -> None:
-    """Print the profiles of the current environment, or the one that is named."""
+    """Print the profiles of the current environment or of all, or the one that is named."""
     data = app.store.load()
-    api_url = current_url(data)
-    environment = get_environment(data, api_url)
-    profiles = environment["profiles"]
-    names = sorted(profiles)
-    if args.name:
-        names = [find_profile(data, api_url, args.name) or ""]
+    if args.all and args.name:
+        raise misuse("NAME and --all exclude each other")
+    name = args.name and find_profile(data, current_url(data), args.name)
     rows = [
         {
-            "name": name,
+            "name": each,
             "api_url": api_url,
-            "project_id": profiles[name].get("project_id"),
-            "active": name == environment.get("current_profile"),
-            "auth_type": profiles[name]["auth_type"],
+            "project_id": profile.get("project_id"),
+            "active": each == environment.get("current_profile"),
+            "auth_type": profile["auth_type"],
         }
-        for name in names
+        for api_url, environment in sorted(data["environments"].items())
+        for each, profile in sorted(environment["profiles"].items())
+        if args.all or (api_url == current_url(data) and name in (None, each))
     ]
     columns = "name api_url project_id active AUTH=auth_type"
-    app.terminal.show(rows[0] if args.name else rows, args.output, columns)
+    app.show(rows[0] if name else rows, args.output, columns, "profile")
     if not rows:
-        app.terminal.say(f"no profile in {api_url}")
-        is_official = os.path.exists(app.store.official_path)
-        app.terminal.say(f"hint: {HINT_IMPORT if is_official else HINT_LOGIN}")
+        is_official = exists(app.store.official_path)
+        app.say(f"hint: {HINT_IMPORT if is_official else HINT_LOGIN}")
 
 
 def pick_profile(app: App, data: "StoreData", name: "Optional[str]") -> str:
@@ -3664,42 +3827,50 @@ def auth_use(app: App, args: "Args") -> None:
     app.report(f"profile {name} is current")
 
 
+def confirm_deletion(app: App, args: "Args", count: int) -> None:
+    """Ask before COUNT profiles are deleted, unless --yes; raises Failure at no."""
+    if count and not args.yes:
+        app.terminal.confirm(f"Delete {count} profile(s)?")
+
+
 def auth_logout(app: App, args: "Args") -> None:
     """Delete one profile or all; exit 1 where a key may still work."""
     if args.all and args.name:
-        raise Failure("NAME and --all exclude each other", code=EXIT_USAGE)
+        raise misuse("NAME and --all exclude each other")
     data = app.store.check_writable()
     if args.all:
         environments = data["environments"].items()
         places = [
             (url, name) for url, record in environments for name in record["profiles"]
         ]
-        forget_waiting_logins(app)
+        confirm_deletion(app, args, len(places))
+        with app.store.change() as data:
+            for environment in data["environments"].values():
+                environment["login"] = None
     else:
         places = [(current_url(data), pick_profile(app, data, args.name))]
     problems = log_out_each(app, places)
     require(not problems, problems, f"delete the key {WEB_CONSOLE}")
 
 
-def variables_of(app: App, args: "Args", name: "Optional[str]") -> "Dict[str, str]":
+def variables_of(credential: Credential) -> "Dict[str, str]":
     """The three variables that hand a full credential on; raises Failure."""
-    credential = app.credential(args, name)
     if not credential.api_key:
         raise Failure("there is no API key to hand on", HINT_TOKEN, EXIT_REJECTED)
     return {
         VAR_API_KEY: credential.api_key,
         VAR_API_URL: credential.api_url,
-        VAR_PROJECT: require_plain(require_project(credential), "the project id"),
+        VAR_PROJECT: require_plain(credential.project_id or "", "the project id"),
     }
 
 
 def auth_inject(app: App, args: "Args") -> None:
     """Write the three variables into a .env file, or to stdout."""
-    values = variables_of(app, args, None)
+    values = variables_of(app.credential_with_project(args))
     for name, value in values.items():
         readers = " and ".join(unable_readers(value))
         if readers:
-            app.terminal.warn(f"{name} needs quotes, which {readers} cannot read")
+            app.warn(f"{name} needs quotes, which {readers} cannot read")
     path = args.env_file or ".env"
     if path == "-":
         lines = env_lines(values).values()
@@ -3714,17 +3885,20 @@ def auth_inject(app: App, args: "Args") -> None:
 
     is_named = args.env_file is not None
     with naming_path(path, "written"):
-        changed, place = rewrite_file(path, edit, is_named, app.terminal.warn)
-    return app.terminal.say(f"{place} {'written' if changed else 'is up to date'}")
+        changed, place = rewrite_file(path, edit, is_named, app.warn)
+        if is_unignored(path):
+            app.warn(f"{path} is in a git work tree; add it to .gitignore")
+    return app.say(f"{place} {'written' if changed else 'is up to date'}")
 
 
 def auth_exec(app: App, args: "Args") -> int:
     """Become a command that has the three variables."""
     if not args.command:
-        raise Failure("no command given", "llamactl auth exec -- COMMAND", EXIT_USAGE)
+        raise misuse("no command given", "llamactl auth exec -- COMMAND")
     variables = dict(app.process.variables)
-    variables.update(variables_of(app, args, args.name))
-    variables.pop(VAR_USE_PROFILE, None)
+    variables.update(variables_of(app.credential_with_project(args, args.name)))
+    for name in (VAR_USE_PROFILE, VAR_KEY_FILE, VAR_PROFILE):
+        variables.pop(name, None)
     return replace_process(args.command, variables)
 
 
@@ -3733,7 +3907,7 @@ def credential_or_reason(
 ) -> "Tuple[Credential, str]":
     """What a command would use; where that is nothing, the environment alone, and why."""
     try:
-        return app.credential(args, name), ""
+        return app.credential(args, name, needs_project=False), ""
     except Failure as failure:
         if failure.code != EXIT_REJECTED:
             raise
@@ -3759,9 +3933,10 @@ def check_credential(
         if failure.code == EXIT_REJECTED:
             return EXIT_REJECTED, "rejected", failure.message
         return EXIT_UNREACHABLE, "unknown", failure.message
-    project_ids = [project.project_id for project in projects]
-    if credential.project_id and credential.project_id not in project_ids:
-        return EXIT_DONE, "works", "but it cannot see the project"
+    try:
+        find_project(projects, credential.project_id or projects[0].project_id)
+    except (Failure, IndexError):
+        return EXIT_FAILED, "works", "but it cannot see the project"
     return EXIT_DONE, "works", None
 
 
@@ -3772,46 +3947,44 @@ def auth_status(app: App, args: "Args") -> int:
     source = credential.sources.get
     profile = credential.profile
     key = credential.api_key
+    user = profile.get("email")
+    if state == "works" and not user:
+        user = app.plane_of(credential).get_user()
     proxy = find_proxy(app.process, credential.api_url, args.offline)
     bundle = find_ca_bundle(app.process)
-    bundle_place = bundle.file or bundle.folder
     rows = [
         ("environment", credential.api_url, source("environment")),
         ("profile", credential.name, source("profile")),
+        ("user", user, "profile" if profile.get("email") else "server"),
         ("project_id", credential.project_id, source("project_id")),
         ("project_name", source("project_name") and profile.get("project_name"), "profile"),
         ("api_key", MASK + last_four(key) if key else None, source("api_key")),
-        ("ca_bundle", bundle_place or bundle.source, bundle_place and bundle.source),
-        ("proxy", proxy and proxy.label, None),
-        ("credential", state, detail),
+        ("ca_bundle", bundle.file or bundle.folder or "the system's", bundle.source),
+        ("proxy", proxy and proxy.address, proxy and proxy.source),
+        ("credential", state, None),
+        ("detail", detail, None),
     ]
-    if args.output == "text":
-        shown = [
-            {"name": name, "value": value, "source": value and origin}
-            for name, value, origin in rows
-        ]  # type: Any
-    else:
-        shown = {name: value for name, value, _ in rows}
-        for name, value, origin in rows[:-2]:
-            shown[f"{name}_source"] = origin if value else None
-        shown["detail"] = detail
-    app.terminal.show(shown, args.output, "name value source")
+    shown = []  # type: Any
+    for name, value, origin in rows:
+        shown.append({"name": name, "value": value, "source": value and origin})
+    if args.output != "text":
+        sources = {f"{row['name']}_source": row["source"] for row in shown[:-2]}
+        shown = dict({row["name"]: row["value"] for row in shown}, **sources)
+    app.show(shown, args.output, "name value source")
     return code
 
 
 def auth_import(app: App, args: "Args") -> None:
     """Add the official client's profiles to ours, and leave its file as it is."""
     require(args.from_official, "say what to import from", HINT_IMPORT, EXIT_USAGE)
-    tables = read_official(app.store.official_path)
+    path = app.store.official_path
+    require(isfile(path), f"{path} not found")
+    with app.store.opened("read"):
+        tables = read_official(path)
     with app.store.change() as data:
-        added, left_out = import_official(data, tables)
-    for text in added:
-        app.terminal.say(text)
-    for text in left_out:
-        app.terminal.warn(text)
-    app.report(
-        f"{app.store.official_path} is unchanged; refresh tokens and key ids stay there"
-    )
+        names = import_official(data, tables, app.warn)
+    require(names, f"{path} has no profile to import")
+    app.report(f"imported: {', '.join(names)}; logins came without their own tokens")
 
 
 def known_urls(data: "StoreData") -> "List[str]":
@@ -3844,22 +4017,40 @@ def environments_get(app: App, args: "Args") -> None:
         for url in urls
     ]
     shown = rows[0] if args.url else rows
-    app.terminal.show(shown, args.output, "api_url requires_auth active")
+    app.show(shown, args.output, "api_url requires_auth active")
+
+
+def report_environment(app: App, api_url: str, environment: "Environment") -> None:
+    """Say that API_URL is current now, and which profile is, or how to get one."""
+    next_step = "next: llamactl auth login, or llamactl auth token"
+    profile = environment.get("current_profile")
+    if profile:
+        next_step = f"profile {profile}"
+    app.report(f"environment {api_url} is current; {next_step}")
 
 
 def environments_add(app: App, args: "Args") -> None:
     """Ask a server whether it is a control plane, and make it current."""
-    api_url = normal_url(args.url)
+    url = args.url
+    if not url:
+        require(
+            app.terminal.can_ask(),
+            "no URL given",
+            "llamactl environments add URL",
+            EXIT_USAGE,
+        )
+        url = app.terminal.ask("API URL of the control plane: ")
+    api_url = normal_url(url)
     app.store.check_writable()
     if is_sent_in_clear(api_url):
-        app.terminal.warn(f"{api_url} is not encrypted: others can read the key on its way")
-    version = None if args.no_verify else get_version(app.client, api_url)
+        app.warn(f"{api_url} is not encrypted: others can read what is sent")
+    version = None if args.no_verify else app.plane(api_url).get_version()
     with app.store.change() as data:
         environment = add_environment(data, api_url)
         if version:
-            environment["requires_auth"] = version.requires_auth
+            environment["requires_auth"] = version[0]
         data["current_environment"] = api_url
-    app.report(f"environment {api_url} is current")
+    report_environment(app, api_url, environment)
 
 
 def environments_use(app: App, args: "Args") -> None:
@@ -3867,7 +4058,8 @@ def environments_use(app: App, args: "Args") -> None:
     api_url = pick_environment(app, app.store.check_writable(), args.url)
     with app.store.change() as data:
         data["current_environment"] = api_url
-    app.report(f"environment {api_url} is current")
+        environment = get_environment(data, api_url)
+    report_environment(app, api_url, environment)
 
 
 def environments_delete(app: App, args: "Args") -> None:
@@ -3875,6 +4067,7 @@ def environments_delete(app: App, args: "Args") -> None:
     data = app.store.check_writable()
     api_url = pick_environment(app, data, args.url)
     names = list(get_environment(data, api_url)["profiles"])
+    confirm_deletion(app, args, len(names))
     problems = log_out_each(app, [(api_url, name) for name in names])
     with app.store.change() as data:
         if get_environment(data, api_url)["profiles"]:
@@ -3889,7 +4082,10 @@ def environments_delete(app: App, args: "Args") -> None:
 def projects_get(app: App, args: "Args") -> None:
     """Print the projects that the credential can see, or the one that is named."""
     credential = app.credential(args, needs_project=False)
-    projects = get_projects(app.client, credential.api_url, credential.api_key, args.org)
+    plane = app.plane_of(credential)
+    projects = plane.get_projects(args.org)
+    if args.id:
+        projects = [find_project(projects, args.id)]
     rows = [
         {
             "project_id": project.project_id,
@@ -3899,12 +4095,9 @@ def projects_get(app: App, args: "Args") -> None:
             "org_id": project.org_id,
         }
         for project in projects
-        if args.id in (None, project.project_id)
     ]
-    if args.id and not rows:
-        raise Failure(f"project {quotable(args.id)} not found", "llamactl projects get")
     columns = "NAME=project_name project_id DEPLOYMENTS=deployment_count active org_id"
-    app.terminal.show(rows[0] if args.id else rows, args.output, columns)
+    app.show(rows[0] if args.id else rows, args.output, columns, "project")
 
 
 def projects_use(app: App, args: "Args") -> None:
@@ -3912,7 +4105,8 @@ def projects_use(app: App, args: "Args") -> None:
     data = app.store.check_writable()
     credential = credential_of_profile(app.process, data, args.profile, "--profile", None)
     name = credential.name or pick_profile(app, data, None)
-    projects = get_projects(app.client, credential.api_url, credential.api_key, args.org)
+    plane = app.plane_of(credential)
+    projects = plane.get_projects(args.org)
     project = choose_project(app, projects, args.id, credential.project_id, "ID")
     with app.store.change() as data:
         find_profile(data, credential.api_url, name)  # another process may have deleted it
@@ -3924,20 +4118,18 @@ def projects_use(app: App, args: "Args") -> None:
 def organizations_get(app: App, args: "Args") -> None:
     """Print the organizations, where the server has them."""
     credential = app.credential(args, needs_project=False)
+    plane = app.plane_of(credential)
     organizations = []
-    if "organizations" in get_version(app.client, credential.api_url).capabilities:
-        organizations = get_organizations(
-            app.client, credential.api_url, credential.api_key
-        )
+    _, capabilities = plane.get_version()
+    if "organizations" in capabilities:
+        organizations = plane.get_organizations()
     else:
-        app.terminal.warn(f"{credential.api_url} has no organizations")
+        app.warn(f"{credential.api_url} has no organizations")
     org_id = credential.profile.get("org_id")
-    for (
-        row
-    ) in organizations:  # of variables it is unknown: then the server's default is shown
+    for row in organizations:  # the server's default is current where no project says
         row["active"] = row["org_id"] == org_id if org_id else row["is_default"]
     columns = "NAME=org_name org_id DEFAULT=is_default active"
-    app.terminal.show(organizations, args.output, columns)
+    app.show(organizations, args.output, columns, "organization")
 
 
 def config(app: App, args: "Args") -> None:
@@ -3949,157 +4141,208 @@ def config(app: App, args: "Args") -> None:
         "project_id": credential.project_id,
         "project_name": credential.profile.get("project_name"),
     }
-    app.terminal.show(row, args.output, " ".join(row))
+    app.show(row, args.output, " ".join(row))
 
 
 def deployments_get(app: App, args: "Args") -> None:
     """Print the project's deployments, or the one that is named."""
-    credential = app.credential(args)
-    place = (credential.api_url, credential.api_key, require_project(credential))
+    credential = app.credential_with_project(args)
+    plane = app.plane_of(credential)
     shown = None  # type: Any
     if args.name:
-        shown = get_deployment(app.client, *place, args.name)
+        shown = plane.get_deployment(credential.project_id, args.name)
     else:
-        shown = get_deployments(app.client, *place)
+        shown = plane.get_deployments(credential.project_id)
     if args.output in ("json", "yaml"):
-        return app.terminal.show(shown, args.output, "")
+        return app.show(shown, args.output, "", "deployment")
     rows = []
     for each in [shown] if args.name else shown:
         rows.append(dict(each["spec"], name=each["name"], **each["status"]))
     columns = "name REPO=repo_url git_ref phase"
     if args.output == "wide":
         columns += " APPSERVER=appserver_version git_sha apiserver_url PROJECT=project_id"
-    app.terminal.show(rows, "text", columns)
+    app.show(rows, "text", columns, "deployment")
     for row in rows:
         if row["warning"]:
-            app.terminal.warn(f"{row['name']}: {row['warning']}")
+            app.warn(f"{row['name']}: {row['warning']}")
     return None
 
 
-# ==== parser: the words of the command line, their help and examples; no logic
-def option(flag: str, metavar: str, text: str, *aliases: str, **more: "Any") -> "Any":
-    """An argument as argparse takes it: its names, and its settings."""
-    settings = {"help": text}  # type: Dict[str, Any]
-    if not metavar:
-        settings["action"] = "store_true"
-    elif "|" in metavar:
-        settings.update(
-            metavar=metavar, choices=metavar.split("|"), type=str.lower, default="text"
-        )
-    else:
-        settings["metavar"] = metavar
-        if not flag.startswith("-"):
-            settings["nargs"] = "?"
-    settings.update(more)
-    return (flag,) + aliases, settings
+COMPLETION = {
+    "bash": """_llamactl() {
+    local word
+    COMPREPLY=()
+    while IFS= read -r word; do
+        COMPREPLY+=("$word")
+    done < <(llamactl completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+}
+complete -F _llamactl llamactl
+""",
+    "zsh": """#compdef llamactl
+_llamactl() {
+    local -a found
+    found=("${(@f)$(llamactl completion words -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    compadd -- $found
+}
+compdef _llamactl llamactl
+""",
+    "fish": """function __llamactl_words
+    llamactl completion words -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null
+end
+complete -c llamactl -f -a '(__llamactl_words)'
+""",
+}
 
 
-NAME = option("name", "NAME", "a profile, as `auth get` lists them")
-URL = option("url", "URL", "an environment, as `environments get` lists them")
-NEW_URL = option("url", "URL", "its API URL", nargs=None)
-ID = option("id", "ID", "a project, as `projects get` lists them")
-DEPLOYMENT = option("name", "NAME", "a deployment")
-PROFILE = option("--profile", "NAME", "use this profile for this one command")
-PROJECT = option("--project", "ID", "use this project")
-KEY_FILE = option("--api-key-file", "PATH", "read the key from PATH, - for stdin")
-KEY = option(
-    "--api-key",
-    "KEY",
-    "the key, - for stdin; on the command line it shows in the process list and in the "
-    "shell's history, so prefer a file or stdin",
-)
-NEW_PROJECT = option("--project", "ID", "the project to use (default: ask)", "--project-id")
-ORG = option("--org", "ID", "only projects of this organization")
-NEW_NAME = option("--name", "NAME", "the new profile's name (default: made up)")
-NO_VERIFY = option("--no-verify", "", "do not ask the server")
-OFFLINE = option("--offline", "", "do not ask the server")
-NO_BROWSER = option("--no-browser", "", "only print the address and the code")
-START = option("--start", "", "print them and exit; --resume finishes")
-RESUME = option("--resume", "", "finish what --start began")
-ALL = option("--all", "", "every profile of every environment")
-ENV_FILE = option("--env-file", "PATH", "the file (default: .env), - for stdout")
-OFFICIAL = option("--from-official", "", "from its profiles.db, which stays as it is")
-OUTPUT = option("-o", "text|json|yaml", "how to print (default: text)", "--output")
-WIDE_OUTPUT = option(
-    "-o", "text|wide|json|yaml", "how to print (default: text)", "--output"
-)
-VERSION = option("--version", "", "show the version")
-EVERYWHERE = [
-    option("-h", "", "show this help", "--help"),
-    option("--quiet", "", "no notices and no progress"),
-    option("--native-tls", "", argparse.SUPPRESS),  # the official client's: always so here
-]
-HEADINGS = {
-    "credential": ("--api-key-file", "--api-key", "--profile"),
-    "choice": ("--project", "--org", "--name"),
-    "browser": ("--no-browser", "--start", "--resume"),
-    "everywhere": ("-h", "--quiet", "--native-tls"),
+def next_words(
+    typed: "List[str]", commands: "Mapping[str, str]", profiles: "List[str]"
+) -> "List[str]":
+    """What may come next behind the words TYPED, the last of which is not whole yet."""
+    before = [word for word in typed[:-1] if not word.startswith("-")]
+    line = " ".join(before + [""])
+    found = []
+    for command, options in commands.items():
+        if command.startswith(line):
+            found.append(command[len(line) :].split()[0])
+        elif line.startswith(f"{command} "):
+            found += re.findall("-[^ ]+", f"{options} --help --quiet")
+            if "NAME" in options.split():
+                found += profiles
+    if typed[-2:-1] == ["--profile"]:
+        found = profiles
+    return sorted({word for word in found if word.startswith(typed[-1])})
+
+
+def completion(app: App, args: "Args") -> None:
+    """Print a script for a shell, or the next words, which the scripts ask for."""
+    if args.shell == "words" and args.command:
+        data = app.store.load()
+        profiles = get_environment(data, current_url(data))["profiles"]
+        safe = [name for name in profiles if name == shell_safe(name)]
+        found = next_words(args.command, app.commands, safe)
+        return app.terminal.write("".join(f"{word}\n" for word in found))
+    if args.shell not in COMPLETION:
+        raise misuse("name a shell: bash, zsh or fish")
+    return app.terminal.write(COMPLETION[args.shell])
+
+
+# ==== parser: the words of the command line, their help, examples and completion; no logic
+# names and what they take, two spaces, help; a line without help heads those below it
+OPTIONS = """
+NAME  a profile, as `auth get` lists them
+URL  an environment, as `environments get` lists them
+ID  a project by its id or name, as `projects get` lists them
+DEPLOYMENT  a deployment, as `deployments get` lists them
+SHELL  bash, zsh or fish
+credential
+--api-key-file PATH  read the key from PATH, - for stdin
+--api-key KEY  the key, - for stdin; on the command line it shows in the process list \
+and in the shell's history, so prefer a file or stdin
+--profile NAME  use this profile for this one command
+choice
+--project,--project-id ID  the project to use, by its id or name
+--org ID  only projects of this organization
+--name NAME  the name of the profile (default: made up)
+--all  of every environment
+browser
+--no-browser  only print the address and the code
+--start  print the address and the code, and exit
+--resume  finish what --start began
+how
+--env-file PATH  the file (default: .env), - for stdout
+--from-official  from the profiles.db of the official client, which stays as it is
+--no-verify  store without asking the server
+--offline  ask no server
+--yes  do not ask for confirmation
+-o,--output text|json|yaml  how to print (default: text)
+--output,-o text|wide|json|yaml  how to print (default: text)
+everywhere
+-h,--help  show this help
+--quiet  no notices and no progress
+--native-tls  \0
+-V,--version  show the version
+"""
+# each command: what it does, its options as the table above has them, an example
+COMMANDS_HELP = """
+auth token: Create a profile from an API key and choose its project.
+  --api-key-file --api-key --project --org --name --no-verify
+  auth token --api-key-file /run/secrets/llama --project ID
+auth login: Log in with a browser on any device and create a profile.
+  --project --org --name --no-browser --start --resume -o
+  auth login --resume --project ID
+auth get: List profiles, or show one.
+  NAME --all -o
+  auth get work -o json
+auth use: Make a profile the current one.
+  NAME
+  auth use work
+auth logout: Delete a profile and, for a login, its API key on the server.
+  NAME --all --yes
+  auth logout work
+auth inject: Write the credential into a .env file.
+  --profile --project --env-file
+  auth inject --env-file deploy/.env --profile work
+auth status: Show what commands use, where it came from, and whether it works.
+  NAME --offline --profile --project -o
+  auth status --offline
+auth exec: Run a command with the credential in its variables.
+  NAME --api-key-file --profile --project
+  auth exec work -- python3 app.py
+auth import: Import the official client's profiles.
+  --from-official
+  auth import --from-official
+environments get: List environments, or show one.
+  URL -o
+  environments get -o yaml
+environments add: Add an environment and make it current.
+  URL --no-verify
+  environments add https://llama.example.com
+environments use: Make an environment the current one.
+  URL
+  environments use https://llama.example.com
+environments delete: Delete an environment and its profiles.
+  URL --yes
+  environments delete https://llama.example.com
+projects get: List projects, or show one.
+  ID --org --profile -o
+  projects get -o json
+projects use: Choose the project of a profile.
+  ID --org --profile
+  projects use ID
+organizations get: List organizations.
+  --profile -o
+  organizations get -o json
+deployments get: List the project's deployments, or show one.
+  DEPLOYMENT --profile --project --output
+  deployments get invoices -o yaml
+config: Show what commands use, without network.
+  --profile -o
+  config -o json
+completion: Print a completion script.
+  SHELL
+  completion bash >> ~/.bashrc
+"""
+COMMANDS = {  # type: Dict[str, Callable[[App, Args], Optional[int]]]
+    "auth token": auth_token,
+    "auth login": auth_login,
+    "auth get": auth_get,
+    "auth use": auth_use,
+    "auth logout": auth_logout,
+    "auth inject": auth_inject,
+    "auth status": auth_status,
+    "auth exec": auth_exec,
+    "auth import": auth_import,
+    "environments get": environments_get,
+    "environments add": environments_add,
+    "environments use": environments_use,
+    "environments delete": environments_delete,
+    "projects get": projects_get,
+    "projects use": projects_use,
+    "organizations get": organizations_get,
+    "deployments get": deployments_get,
+    "config": config,
+    "completion": completion,
 }
-COMMANDS = {
-    "auth token": Verb(
-        auth_token,
-        "Create a profile from an API key and choose its project.",
-        [KEY_FILE, KEY, NEW_PROJECT, ORG, NEW_NAME, NO_VERIFY],
-    ),
-    "auth login": Verb(
-        auth_login,
-        "Log in with a browser on any device and create a profile.",
-        [NEW_PROJECT, ORG, NEW_NAME, NO_BROWSER, START, RESUME, OUTPUT],
-    ),
-    "auth get": Verb(auth_get, "List profiles, or show one.", [NAME, OUTPUT]),
-    "auth use": Verb(auth_use, "Make a profile the current one.", [NAME]),
-    "auth logout": Verb(
-        auth_logout,
-        "Delete a profile and, for a login, its API key on the server.",
-        [NAME, ALL],
-    ),
-    "auth inject": Verb(
-        auth_inject, "Write the credential into a .env file.", [PROFILE, PROJECT, ENV_FILE]
-    ),
-    "auth status": Verb(
-        auth_status,
-        "Show what commands use, where it came from, and whether it works.",
-        [NAME, OFFLINE, PROFILE, PROJECT, OUTPUT],
-    ),
-    "auth exec": Verb(
-        auth_exec,
-        "Run a command with the credential in its variables.",
-        [NAME, PROFILE, PROJECT],
-    ),
-    "auth import": Verb(auth_import, "Import the official client's profiles.", [OFFICIAL]),
-    "environments get": Verb(
-        environments_get, "List environments, or show one.", [URL, OUTPUT]
-    ),
-    "environments add": Verb(
-        environments_add, "Add an environment and make it current.", [NEW_URL, NO_VERIFY]
-    ),
-    "environments use": Verb(
-        environments_use, "Make an environment the current one.", [URL]
-    ),
-    "environments delete": Verb(
-        environments_delete, "Delete an environment and its profiles.", [URL]
-    ),
-    "projects get": Verb(
-        projects_get, "List projects, or show one.", [ID, ORG, PROFILE, OUTPUT]
-    ),
-    "projects use": Verb(
-        projects_use, "Choose the project of a profile.", [ID, ORG, PROFILE]
-    ),
-    "organizations get": Verb(organizations_get, "List organizations.", [PROFILE, OUTPUT]),
-    "deployments get": Verb(
-        deployments_get,
-        "List the project's deployments, or show one.",
-        [DEPLOYMENT, PROFILE, PROJECT, WIDE_OUTPUT],
-    ),
-    "config": Verb(config, "Show what commands use, without network.", [PROFILE, OUTPUT]),
-}
-EXAMPLES = (
-    "auth token --api-key-file /run/secrets/llama --project ID",
-    "auth login",
-    "auth login --resume --project ID",
-    "auth inject --env-file deploy/.env --profile llx-wxyz",
-    "auth exec llx-wxyz -- python3 app.py",
-)
 GROUPS = {
     "": "Sign in to LlamaCloud with one file and the standard library.",
     "auth": "Get credentials, keep them, choose between them, hand them on.",
@@ -4108,7 +4351,7 @@ GROUPS = {
     "organizations": "List organizations.",
     "deployments": "List deployments.",
 }
-RENAMED = {  # `auth` stood before most of them
+RENAMED = {  # words of older releases; `auth` stood before most of them
     "list": "auth get",
     "switch": "auth use",
     "destroy": "auth logout --all",
@@ -4116,26 +4359,16 @@ RENAMED = {  # `auth` stood before most of them
     "project": "projects use",
     "organizations": "organizations get",
 }
-NOT_OFFERED = (
-    "agentcore",
-    "completion",
-    "dev",
-    "init",
-    "pkg",
-    "serve",
-    "config destroy",
-    "config show-db",
-    "deployments apply",
-    "deployments configure-git-remote",
-    "deployments create",
-    "deployments delete",
-    "deployments edit",
-    "deployments history",
-    "deployments logs",
-    "deployments rollback",
-    "deployments template",
-    "deployments update",
-)
+LEADS_TO = {  # words of other programs
+    "whoami": "auth status",
+    "login": "auth login",
+    "logout": "auth logout",
+    "token": "auth token",
+}
+NOT_OFFERED = """agentcore, dev, init, pkg, serve, config destroy, config show-db,
+deployments apply, deployments configure-git-remote, deployments create, deployments delete,
+deployments edit, deployments history, deployments logs, deployments rollback,
+deployments template, deployments update"""
 FOLDER_HELP = """variables (no credential is taken from any):
   LLAMACTL_CONFIG_DIR      folder that the profiles are kept in"""
 VARIABLES_HELP = f"""variables (a key and a project beat the current profile):
@@ -4144,10 +4377,19 @@ VARIABLES_HELP = f"""variables (a key and a project beat the current profile):
   LLAMA_CLOUD_BASE_URL     API URL (default: {DEFAULT_API_URL})
   LLAMA_CLOUD_USE_PROFILE  1: ignore the three above
   LLAMACTL_PROFILE         profile to use in place of the current one
-  LLAMACTL_CONFIG_DIR      folder that the profiles are kept in"""
+  LLAMACTL_CONFIG_DIR      folder that the profiles are kept in
+  LLAMACTL_TIMEOUT         seconds that a server may be silent (default: 10)"""
 EXIT_CODES_HELP = """
+
 exit codes: 0 done, 1 failed, 2 wrong usage or a choice missing, 4 not logged in
-or rejected, 5 server unreachable or failing (try again), 130 interrupted"""
+or rejected, 5 server unreachable or failing (try again), 126 and 127 from `auth
+exec`, 129, 130 and 143 interrupted"""
+
+
+def read_commands() -> "Dict[str, List[str]]":
+    """For each command what it does, its options and an example."""
+    stanzas = re.findall("(?m)^(.+): (.+)\n  (.+)\n  (.+)", COMMANDS_HELP)
+    return {words: texts for words, *texts in stanzas}
 
 
 class Parser(argparse.ArgumentParser):
@@ -4156,7 +4398,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> "NoReturn":
         message = re.sub("explicit argument .*", "value", message)
         message = re.sub(r"choice: .* \(choose", "choice (choose", message)
-        raise Failure(message, f"{self.prog} --help", EXIT_USAGE)
+        raise misuse(message, f"{self.prog} --help")
 
     def parse_all(self, arguments: "List[str]") -> "Args":
         """ARGUMENTS as argparse reads them; raises Failure for one too many or empty."""
@@ -4164,7 +4406,7 @@ class Parser(argparse.ArgumentParser):
         for argument in extra:
             match = re.match("--?[a-z-]+", argument)
             if match:
-                self.error(f"unknown option {quotable(match.group())}")
+                self.refuse_option(match.group())
         if extra:
             self.error("one argument too many")
         for name, value in vars(args).items():
@@ -4172,16 +4414,42 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{name.replace('_', '-')} is empty")
         return args
 
+    def refuse_option(self, option: str) -> "NoReturn":
+        """Raise Failure for OPTION, with the one that it looks like."""
+        from difflib import get_close_matches
 
-def heading_of(flag: str) -> "Optional[str]":
-    for heading, flags in HEADINGS.items():
-        if flag in flags:
-            return heading
-    return None
+        known = list(self._option_string_actions)
+        near = get_close_matches(option, known, 1)
+        message = f"unknown option {quotable(option)}"
+        self.error(f"{message}; did you mean {near[0]}?" if near else message)
+
+
+def read_options(wanted: "Container[str]") -> "Iterator[Tuple[str, List[str], Json]]":
+    """The OPTIONS whose first name is WANTED: heading, names, and what argparse is told."""
+    heading = ""
+    for line in OPTIONS.strip().splitlines():
+        usage, _, text = line.partition("  ")
+        names, _, metavar = usage.partition(" ")
+        flags = names.split(",")
+        if not text:
+            heading = usage
+        if not text or flags[0] not in wanted:
+            continue
+        settings = {"help": argparse.SUPPRESS if text == "\0" else text}  # type: Json
+        if not usage.startswith("-"):
+            flags = ["name" if usage == "DEPLOYMENT" else usage.lower()]
+            settings.update(metavar=usage, nargs="?")
+        elif not metavar:
+            settings["action"] = "store_true"
+        else:
+            settings["metavar"] = metavar
+        if "|" in metavar:
+            settings.update(choices=metavar.split("|"), type=str.lower, default="text")
+        yield heading, flags, settings
 
 
 def new_parser(
-    words: str, usage: "Optional[str]", about: str, epilog: str, options: "List[Any]"
+    words: str, usage: "Optional[str]", about: str, epilog: str, options: str
 ) -> Parser:
     """A parser for OPTIONS and those of every command."""
 
@@ -4198,74 +4466,61 @@ def new_parser(
         add_help=False,
         allow_abbrev=False,
     )
-    groups = {None: parser}  # type: Dict[Optional[str], Any]
-    for flags, settings in options + EVERYWHERE:
-        heading = heading_of(flags[0])
+    groups = {"": parser}  # type: Dict[str, Any]
+    for heading, flags, settings in read_options(
+        f"{options} -h --quiet --native-tls".split()
+    ):
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         groups[heading].add_argument(*flags, **settings)
     return parser
 
 
-def examples(words: str) -> str:
-    """The examples of a command, of a group its commands, as they stand in help."""
-    lines = [line for line in EXAMPLES if line.startswith(words)]
-    if not lines:
-        lines = [command for command in COMMANDS if command.startswith(words)]
-    return "\n  llamactl ".join(["examples:"] + lines) + "\n\n"
-
-
-def verb_parser(words: str) -> Parser:
+def command_parser(words: str) -> Parser:
     """The parser of the command WORDS."""
-    verb = COMMANDS[words]
+    summary, options, example = read_commands()[words]
     usage = None
     if words == "auth exec":
         usage = "llamactl auth exec [NAME] [options] -- COMMAND..."
-    variables = VARIABLES_HELP if PROFILE in verb.options else FOLDER_HELP
-    parser = new_parser(
-        words, usage, verb.summary, examples(words) + variables, verb.options
-    )
-    parser.set_defaults(profile=None, project=None, output="text")
+    variables = VARIABLES_HELP if "--profile" in options else FOLDER_HELP
+    epilog = f"example:\n  llamactl {example}\n\n{variables}"
+    parser = new_parser(words, usage, summary, epilog, options)
+    parser.set_defaults(profile=None, project=None, api_key_file=None, output="text")
     return parser
 
 
 def group_parser(group: str) -> Parser:
     """The parser of a group of commands, or of all where GROUP is empty."""
-    verbs = {words: verb for words, verb in COMMANDS.items() if words.startswith(group)}
-    width = max(len(words) for words in verbs)
-    listing = [f"  {words:{width}}  {verb.summary}" for words, verb in verbs.items()]
-    about = "\n".join([GROUPS[group], "", "commands:"] + listing)
-    epilog = examples(group) + VARIABLES_HELP
-    if group:
-        return new_parser(group, f"llamactl {group} COMMAND [options]", about, epilog, [])
-    epilog = f"{epilog}\n{EXIT_CODES_HELP}"
-    return new_parser("", "llamactl COMMAND [options]", about, epilog, [VERSION])
-
-
-def flags_with_value() -> "Set[str]":
-    flags = set()  # type: Set[str]
-    for verb in COMMANDS.values():
-        for names, settings in verb.options:
-            if names[0].startswith("-") and "metavar" in settings:
-                flags.update(names)
-    return flags
+    listing = [GROUPS[group], "", "commands:"]
+    examples = ["examples:"]
+    for words, (summary, _, example) in read_commands().items():
+        if words.startswith(group):
+            listing.append(f"  {words:19} {summary}")
+            examples.append(f"  llamactl {example}")
+    usage = f"llamactl {group} COMMAND [options]".replace("  ", " ")
+    epilog = "\n".join(examples[:7] + ["", VARIABLES_HELP])
+    if not group:
+        epilog += EXIT_CODES_HELP
+    return new_parser(group, usage, "\n".join(listing), epilog, "" if group else "-V")
 
 
 def split_command(arguments: "List[str]") -> "Tuple[str, List[str]]":
     """The words that name a command, wherever options stand, and the other arguments."""
-    valued = flags_with_value()
+    valued = re.findall(r"(?m)^(-[^ ]*) [^ ]", OPTIONS)
+    flags = ",".join(valued).split(",")
+    not_offered = re.split(r",\s+", NOT_OFFERED)
     words = ""
     others = []
     is_value = False
     for argument in arguments:
         is_whole = " " in words or (
-            words in COMMANDS and f"{words} {argument}" not in NOT_OFFERED
+            words in COMMANDS and f"{words} {argument}" not in not_offered
         )
         if is_value or is_whole or argument.startswith("-"):
             others.append(argument)
         else:
             words = f"{words} {argument}".strip()
-        is_value = argument in valued
+        is_value = argument in flags
     return words, others
 
 
@@ -4273,49 +4528,71 @@ def unknown_command(words: str) -> Failure:
     """What to say of WORDS, which are no command, with the likeliest one as hint."""
     from difflib import get_close_matches
 
-    group, _, verb = words.partition(" ")
+    group = words.split()[0]
     renamed = RENAMED.get(words.replace("auth ", ""))
     if words.endswith(" list") and group in GROUPS:
         renamed = f"{group} get"
     if renamed:
-        return Failure(f"`{words}` is now `{renamed}`", f"llamactl {renamed}", EXIT_USAGE)
-    if words in NOT_OFFERED or group in NOT_OFFERED:
-        message = f"`{words}` is not offered here, but by the official client"
-        return Failure(message, "llamactl --help", EXIT_USAGE)
-    message = f"there is no command `{' '.join(quotable(word) for word in words.split())}`"
-    verbs = [command for command in COMMANDS if command.startswith(f"{group} ")]
-    if verbs:
-        near = get_close_matches(verb, [command.split()[1] for command in verbs], 1)
-        hint = f"{group} {near[0]}" if near else f"{group} --help"
-    else:
-        near = get_close_matches(words, list(COMMANDS) + list(GROUPS), 1)
-        hint = near[0] if near else RENAMED.get(group, "--help")
-    return Failure(message, f"llamactl {hint}", EXIT_USAGE)
+        return misuse(f"`{words}` is now `{renamed}`", f"llamactl {renamed}")
+    shown = " ".join(quotable(word) for word in words.split())
+    not_offered = re.split(r",\s+", NOT_OFFERED)
+    if words in not_offered or group in not_offered:
+        message = f"`{shown}` is not offered here, but by the official client"
+        return misuse(message, "llamactl --help")
+    known = list(COMMANDS) + list(GROUPS) + list(LEADS_TO)
+    hint = RENAMED.get(group, "--help")
+    for near in get_close_matches(words, known, 1):
+        hint = LEADS_TO.get(near, near)
+    return misuse(f"there is no command `{shown}`", f"llamactl {hint}")
 
 
 # ==== main: read, dispatch, and the only place that catches everything
+def read_help_words(arguments: "List[str]") -> "List[str]":
+    """ARGUMENTS with `help` first or last, and `version`, as the options of that name."""
+    if arguments == ["version"]:
+        return ["--version"]
+    if arguments[:1] == ["help"]:
+        return arguments[1:] + ["--help"]
+    if arguments[1:] and arguments[-1] == "help":
+        return arguments[:-1] + ["--help"]
+    return arguments
+
+
+def run_parsed(app: App, words: str, args: "Args") -> int:
+    """Run a command; a hint never names the command that just failed."""
+    try:
+        return COMMANDS[words](app, args) or EXIT_DONE
+    except Failure as failure:
+        if isinstance(failure, Refused) and failure.hint == HINT_LOGIN:
+            failure.hint = app.rejected_hint
+        if failure.hint == f"llamactl {words}":
+            failure.hint = ""
+        raise
+
+
 def run_command(process: Process, terminal: Terminal, arguments: "List[str]") -> int:
     """Run the command that ARGUMENTS name; its exit code."""
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    words, others = split_command(arguments[:cut])
-    wants_help = "-h" in others or "--help" in others
+    dashes = arguments.index("--") if "--" in arguments else len(arguments)
+    words, others = split_command(read_help_words(arguments[:dashes]))
+    behind = arguments[dashes:]
     if words in COMMANDS:
-        parser = verb_parser(words)
+        parser = command_parser(words)
     elif words in GROUPS:
         parser = group_parser(words)
     else:
         raise unknown_command(words)
-    if wants_help:
+    if "-h" in others or "--help" in others:
         terminal.write(parser.format_help())
         return EXIT_DONE
     if words in COMMANDS:
-        behind = arguments[cut:]
-        args = parser.parse_all(others if words == "auth exec" else others + behind)
+        takes_more = words in ("auth exec", "completion")
+        args = parser.parse_all(others if takes_more else others + behind)
         args.command = behind[1:]
         terminal.quiet = args.quiet
-        return COMMANDS[words].run(App(process, terminal), args) or EXIT_DONE
+        commands = {each: texts[1] for each, texts in read_commands().items()}
+        return run_parsed(App(process, terminal, commands), words, args)
     if words:
-        terminal.write_error(parser.format_help())
+        terminal.write_error(f"error: `{words}` needs a command\n\n{parser.format_help()}")
         return EXIT_USAGE
     if parser.parse_all(others).version:
         terminal.write(f"llamactl.py {__version__}\n")
