@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Tests of llamactl.py, with the standard library alone and a stand-in for LlamaCloud on
-loopback.
+"""Tests of llamactl.py: the standard library, and a stand-in for LlamaCloud on loopback.
 
-python3 test_llamactl.py              all tests; a class or Class.test behind it runs
-just that
-python3 test_llamactl.py demo         the whole job, each command with what it printed
-python3 test_llamactl.py sandbox      keeps the stand-in up to play with, until Ctrl-C
-python3 test_llamactl.py bench        measures start-up, network commands and growth
-python3 test_llamactl.py yaml-readers what PyYAML and ruamel.yaml read, where they are
-installed
+python3 test_llamactl.py               all tests; --slow names the slowest five
+python3 test_llamactl.py ROOM          those of a room: http, store, login, ...
+python3 test_llamactl.py Class         those of a class; Class.test is one of them
+python3 test_llamactl.py --list        rooms and classes, and how many tests they have
+python3 test_llamactl.py demo          the whole job, each command with what it printed
+python3 test_llamactl.py sandbox       keeps the stand-in up to play with, until Ctrl-C
+python3 test_llamactl.py bench         measures start-up, network commands and growth
+python3 test_llamactl.py yaml-readers  what PyYAML and ruamel.yaml read (CI has them)
 """
 
 import ast
@@ -18,6 +18,7 @@ import collections
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import gc
 import html
 import http.server
@@ -295,6 +296,9 @@ class Provider(Recorder):
 
     def deny(self, user_code):
         self._decide(user_code, state="denied")
+
+    def expire(self, user_code):
+        self._decide(user_code, expires_at=self.clock())
 
     def _decide(self, user_code, **decision):
         # RFC 8628 section 6.1: people type codes in lower case and without the dash.
@@ -1544,7 +1548,7 @@ def bearers(requests):
 
 
 # ========================================================================================
-# the house: its rooms, who owns what, its size
+# house: its rooms, who owns what, its size
 # ========================================================================================
 
 ROOMS = (
@@ -1768,7 +1772,7 @@ class House(unittest.TestCase):
         self.assertEqual(untyped, [])
 
     def test_four_files(self):
-        """At the top level, beside what git and CI need."""
+        """At the top level, beside what git and CI need and what git ignores."""
         known = {
             "llamactl.py",
             "test_llamactl.py",
@@ -1778,9 +1782,14 @@ class House(unittest.TestCase):
             ".git",
             ".gitignore",
         }
-        ignored = {"__pycache__", ".mypy_cache", ".ruff_cache", "build", "dist"}
-        found = {name for name in os.listdir(HERE) if not name.endswith(".egg-info")}
-        self.assertEqual(found - known - ignored, set())
+        with open(os.path.join(HERE, ".gitignore")) as file:
+            ignored = [line.strip("/\n") for line in file]
+        found = {
+            name
+            for name in os.listdir(HERE)
+            if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)
+        }
+        self.assertEqual(found - known, set())
 
     def test_the_docstring_names_each_variable(self):
         """The auditor's map is whole: what the file reads from the environment stands in
@@ -5913,6 +5922,8 @@ class EnvFile(Case):
             (0o666, True),
         ):
             with self.subTest(mode=oct(mode)):
+                with contextlib.suppress(FileNotFoundError):  # it may be unwritable
+                    os.unlink(self.path)
                 self.write(b"A=1\n", mode)
                 result = self.inject()
                 self.assertEqual(mode, self.mode())
@@ -11160,7 +11171,8 @@ class ImportTest(ImportCase):
         database.close()
 
     def test_a_folder_with_an_odd_name(self):
-        self.folder = os.path.join(self.home, "we?ird %20#f;older\u00e9")
+        odd = os.fsdecode("we?ird %20#f;older\u00e9".encode("utf-8"))  # in any locale
+        self.folder = os.path.join(self.home, odd)
         self.env["LLAMACTL_CONFIG_DIR"] = self.folder
         os.mkdir(self.folder, 0o700)
         self.path = os.path.join(self.folder, "profiles.db")
@@ -12044,7 +12056,7 @@ class Twice(CommandCase):
 
 
 # ========================================================================================
-# the README, typed from top to bottom; the demo; the package
+# readme: typed from top to bottom; the demo; the sandbox
 # ========================================================================================
 
 SANDBOX_URL = "http://127.0.0.1:8000"
@@ -12237,6 +12249,29 @@ class Sandbox(Case):
         self.assertEqual(shell.returncode, 0, shown)
         self.assertIn("logged in as dev@example.com", shown)
 
+    def test_at_a_terminal_it_does_with_a_login_as_it_is_told(self):
+        command = [sys.executable, os.path.abspath(__file__), "sandbox"]
+        sandbox = Screen(command, dict(self.env, LLAMACTL_UNDER_TEST=PROGRAM), self.home)
+        self.addCleanup(sandbox.close)
+        sandbox.wait_for("Ctrl-C ends it", 20)
+        self.url = re.search(r"listens at (http[^ ]+)\. ", sandbox.seen.decode()).group(1)
+        self.write_store({})
+        for word, code, said in (
+            ("approve", 0, "logged in as dev@example.com"),
+            ("deny", 4, "denied in the browser"),
+            ("expire", 4, "expired before it was approved"),
+        ):
+            with self.subTest(word):
+                login = self.spawn("auth", "login", "--project", "proj-alpha")
+                for line in login.stderr:
+                    if b"Or open" in line:
+                        break
+                sandbox.type(word.encode("ascii") + b"\n")
+                sandbox.wait_for(word + ": ", 20)
+                _, err = login.communicate(timeout=20)
+                self.assertEqual(login.returncode, code, err)
+                self.assertIn(said, err.decode())
+
 
 # ========================================================================================
 # demo, sandbox, bench
@@ -12244,7 +12279,7 @@ class Sandbox(Case):
 
 
 def sandbox_cloud():
-    """A cloud that approves each login by itself, at the second poll."""
+    """A cloud that approves each login by itself, at the second poll, unless told."""
     cloud = Cloud()
     cloud.interval, cloud.pending_polls, cloud.auto_approve = 0.2, 1, {}
     cloud.add_key("llx-sandbox-0123456789-demo")
@@ -12389,27 +12424,50 @@ def demo_leave(show):
     show.run("projects get", code=4)
 
 
+def decide(cloud, word):
+    """Approve, deny or expire every login that waits; what to say of that."""
+    codes = cloud.pending()
+    for code in codes:
+        if word == "approve":
+            cloud.approve(code)
+        elif word == "deny":
+            cloud.deny(code)
+        else:
+            cloud.expire(code)
+    return "%s: %s" % (word, ", ".join(codes) or "no login is waiting")
+
+
 def sandbox():
-    """Keep the stand-in up, and say what to type."""
+    """Keep the stand-in up, say what to type, and decide about logins as it is told."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` in a script ignores it
     home = tempfile.mkdtemp(prefix="llamactl-sandbox-")
+    cloud = sandbox_cloud()
+    words = "It approves each login by itself."
+    is_asked = sys.stdin is not None and sys.stdin.isatty()
+    if is_asked:
+        cloud.auto_approve = None
+        words = "To decide about a login, type here: approve, deny or expire."
     try:
-        stand_in = StandIn(sandbox_cloud(), port=8000).start()
+        stand_in = StandIn(cloud, port=8000).start()
     except OSError:  # taken: any other will do
-        stand_in = StandIn(sandbox_cloud()).start()
+        stand_in = StandIn(cloud).start()
     print(
-        """A stand-in for LlamaCloud listens at %s and approves each login by itself.
+        """A stand-in for LlamaCloud listens at %s. %s
 Its API key: llx-sandbox-0123456789-demo. In another terminal:
 
   export LLAMACTL_CONFIG_DIR=%s
-  alias llamactl='python3 %s'
+  alias llamactl='%s %s'
   llamactl environments add %s
   llamactl auth login
 
 Ctrl-C ends it and deletes that folder."""
-        % (stand_in.url, home, PROGRAM, stand_in.url),
+        % (stand_in.url, words, home, sys.executable, PROGRAM, stand_in.url),
         flush=True,
     )
     try:
+        for line in sys.stdin if is_asked else ():
+            if line.strip() in ("approve", "deny", "expire"):
+                print(decide(cloud, line.strip()), flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print()
@@ -12629,58 +12687,190 @@ def bench_crowd(bench, stand_in):
     bench.row("32 x auth token at once, CPU", "%.1f s" % serial, cpu(True) / serial, 1.5)
 
 
-def run_alone():
-    """unittest's own main; the last line is for machines to read."""
-    result = unittest.main(exit=False).result
-    bad = len(
-        {
-            getattr(test, "test_case", test).id()
-            for test, _ in result.failures + result.errors
-        }
-    )
-    print("%d passed, %d failed" % (max(0, result.testsRun - bad), bad), flush=True)
-    return 0 if result.wasSuccessful() and result.testsRun else 1
+class Report(unittest.TextTestResult):
+    """What unittest notes, and how long each test took."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.seconds = {}
+
+    def startTest(self, test):
+        self.seconds[test.id()] = time.monotonic()
+        super().startTest(test)
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        self.seconds[test.id()] = time.monotonic() - self.seconds[test.id()]
 
 
-def run_chunk(names):
-    """Test classes in a process of their own -> passed, failed, exit code, what it said."""
-    process = subprocess.Popen(
-        PYTHON + [os.path.abspath(__file__)] + names,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    said = process.communicate()[0].decode("utf-8", "replace")
-    counts = re.search(r"(?m)^([0-9]+) passed, ([0-9]+) failed$", said)
-    passed, failed = map(int, counts.groups()) if counts else (0, 1)
-    return passed, failed, process.returncode, said
+def run_named(name):
+    """Run a class or Class.test; what became of it, for the process that asked."""
+    said = io.StringIO()
+    suite = unittest.defaultTestLoader.loadTestsFromName(name, sys.modules["__main__"])
+    result = unittest.TextTestRunner(said, verbosity=0, resultclass=Report).run(suite)
+    bad = {
+        getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors
+    }
+    left_out = [(test.id(), why) for test, why in result.skipped]
+    count = result.testsRun - len(left_out)
+    return {
+        "passed": max(0, count - len(bad)),
+        "failed": len(bad),
+        "left_out": left_out,
+        "said": "" if result.wasSuccessful() else said.getvalue(),
+        "seconds": result.seconds,
+    }
+
+
+def worker():
+    """Run the classes that stdin names, and answer each by a line of JSON on stdout."""
+    asked = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)  # what a test prints must not look like an answer
+    for line in asked:
+        answers.write(json.dumps(run_named(line.strip())) + "\n")
+        answers.flush()
+    return 0
+
+
+class Suite:
+    """Runs classes in as many processes as there are processors, and says how it goes."""
+
+    def __init__(self, rooms):
+        """ROOMS: for each room the names of its classes, or Class.test."""
+        self.left = {room: len(names) for room, names in rooms.items()}
+        self.todo = [(room, name) for room, names in rooms.items() for name in names]
+        self.count = len(self.todo)
+        self.done = 0
+        self.lock = threading.Lock()
+        self.started = time.monotonic()
+        self.total = {"passed": 0, "failed": 0}
+        self.left_out = []
+        self.seconds = {}
+
+    def run(self):
+        count = min(4, os.cpu_count() or 1, self.count)
+        workers = [threading.Thread(target=self.feed) for _ in range(count)]
+        for each in workers:
+            each.start()
+        for each in workers:
+            each.join()
+        return self.conclude()
+
+    def feed(self):
+        """Give one worker process a class after the other."""
+        process = None
+        while True:
+            with self.lock:
+                if not self.todo:
+                    break
+                room, name = self.todo.pop(0)
+            if process is None:
+                process = subprocess.Popen(
+                    PYTHON + [os.path.abspath(__file__), "--worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            with contextlib.suppress(OSError):
+                process.stdin.write(name.encode("utf-8") + b"\n")
+                process.stdin.flush()
+            answer = process.stdout.readline()
+            if answer:
+                report = json.loads(answer.decode("utf-8"))
+            else:
+                report = {"passed": 0, "failed": 1, "left_out": [], "seconds": {}}
+                report["said"] = "%s ended its process (%s)\n" % (name, process.wait())
+                process = None
+            with self.lock:
+                self.note(room, report)
+        if process:
+            process.stdin.close()
+            process.stdout.close()
+            process.wait()
+
+    def note(self, room, report):
+        for outcome in self.total:
+            self.total[outcome] += report[outcome]
+        self.left_out += report["left_out"]
+        self.seconds.update(report["seconds"])
+        self.left[room] -= 1
+        self.done += 1
+        if report["said"]:
+            self.say(report["said"])
+        line = "%d of %d classes, %d s" % (
+            self.done,
+            self.count,
+            time.monotonic() - self.started,
+        )
+        if sys.stdout.isatty():
+            print("\r%-40s" % line, end="", flush=True)
+        elif not self.left[room]:
+            print("%-12s done; %s" % (room, line), flush=True)
+
+    def say(self, text):
+        print(("\r" + " " * 40 + "\r" if sys.stdout.isatty() else "") + text, flush=True)
+
+    def conclude(self):
+        self.say("")
+        for name, why in self.left_out:
+            print("left out: %s (%s)" % (name.partition(".")[2], why))
+        if "--slow" in sys.argv:
+            for name in sorted(self.seconds, key=self.seconds.get)[: -5 - 1 : -1]:
+                print("%6.1f s  %s" % (self.seconds[name], name.partition(".")[2]))
+        ran = sum(self.total.values())
+        print("Ran %d tests in %.1f s" % (ran, time.monotonic() - self.started))
+        print("%(passed)d passed, %(failed)d failed" % self.total, flush=True)
+        return 0 if self.total["passed"] and not self.total["failed"] else 1
+
+
+def classes_of_rooms():
+    """For each room of this file, in its order, its classes and their tests."""
+    with open(os.path.abspath(__file__), encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    rooms = collections.OrderedDict()
+    room = ""
+    for before, line in zip(lines, lines[1:]):
+        banner = re.match("# ([a-z ]+)", line)
+        name = re.match(r"class (\w+)\(", line)
+        if banner and re.match("# [-=]{20}", before):
+            room = banner.group(1)
+        elif name and issubclass(globals()[name.group(1)], unittest.TestCase):
+            value = globals()[name.group(1)]
+            tests = unittest.defaultTestLoader.getTestCaseNames(value)
+            if tests:
+                rooms.setdefault(room, collections.OrderedDict())[name.group(1)] = tests
+    return rooms
+
+
+def list_tests():
+    for room, classes in classes_of_rooms().items():
+        count = sum(len(tests) for tests in classes.values())
+        print("%s (%d)" % (room, count))
+        for name, tests in classes.items():
+            print("    %s (%d)" % (name, len(tests)))
+    return 0
 
 
 def run_tests():
-    """All tests, as many classes at a time as there are processors."""
-    if len(sys.argv) > 1:
-        return run_alone()
-    import concurrent.futures
+    """All tests, or those of the rooms and classes that are named."""
+    rooms = classes_of_rooms()
+    wanted = [word for word in sys.argv[1:] if word != "--slow"]
+    chosen = collections.OrderedDict()
+    for word in wanted or rooms:
+        if word in rooms:
+            chosen[word] = list(rooms[word])
+        elif isinstance(globals().get(word.partition(".")[0]), type):
+            chosen.setdefault("chosen", []).append(word)
+        else:
+            sys.exit("there is no room and no class %s; see --list" % word)
+    return Suite(chosen).run()
 
-    started = time.monotonic()
-    names = [
-        name
-        for name, value in list(globals().items())
-        if isinstance(value, type)
-        and issubclass(value, unittest.TestCase)
-        and unittest.defaultTestLoader.getTestCaseNames(value)
-    ]
-    workers = min(4, os.cpu_count() or 1)
-    chunks = [names[n :: 6 * workers] for n in range(6 * workers)]
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        results = list(pool.map(run_chunk, filter(None, chunks)))
-    for _, _, code, said in results:
-        if code:
-            print(said)
-    passed, failed = (sum(result[n] for result in results) for n in (0, 1))
-    print("Ran %d tests in %.1f s" % (passed + failed, time.monotonic() - started))
-    print("%d passed, %d failed" % (passed, failed), flush=True)
-    return 0 if passed and not any(result[2] for result in results) else 1
+
+def show_help():
+    print(__doc__)
+    return 0
 
 
 if __name__ == "__main__":
@@ -12689,5 +12879,9 @@ if __name__ == "__main__":
         "sandbox": sandbox,
         "bench": bench,
         "yaml-readers": check_yaml_with_readers,
+        "--list": list_tests,
+        "--help": show_help,
+        "-h": show_help,
+        "--worker": worker,
     }
     sys.exit(words.get(sys.argv[1] if len(sys.argv) > 1 else "", run_tests)())
