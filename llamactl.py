@@ -184,7 +184,7 @@ if TYPE_CHECKING:
         status: int
         headers: Message
         body: bytes  # all of it
-        origin: str  # scheme, host and port that it came from
+        url: str  # that it came from, without the query
 
     class PlaneValues(NamedTuple):
         client: "Client"
@@ -218,7 +218,7 @@ else:
     CaBundle = namedtuple("CaBundle", "file folder source")
     Proxy = namedtuple("Proxy", "url address source")
     ClientValues = namedtuple("ClientValues", "process hide warn sleep deadline")
-    AnswerValues = namedtuple("AnswerValues", "status headers body origin")
+    AnswerValues = namedtuple("AnswerValues", "status headers body url")
     PlaneValues = namedtuple("PlaneValues", "client api_url token")
     User = namedtuple("User", "issuer sub email")
     Project = namedtuple("Project", "project_id project_name deployment_count org_id")
@@ -2032,17 +2032,18 @@ class Answer(AnswerValues):
         value = parse_object(self.body)
         if value is None and self.body.lstrip()[:1] == b"<":
             raise Unreachable(
-                f"{self.origin} sent a web page: a portal, or the web console?"
+                f"{self.url} returned a web page; is a portal in the way, or is it the "
+                "web console?"
             )
         if value is None:
-            raise Unreachable(f"{self.origin} sent no JSON object")
+            raise Unreachable(f"{self.url} sent no JSON object")
         return value
 
     def require_success(self) -> "Answer":
         """This answer, if its status is 2xx; raises Unreachable or Refused."""
         if 200 <= self.status < 300:
             return self
-        message = f"{self.origin} answered {self.status}{self.explanation()}"
+        message = f"{self.url} answered {self.status}{self.explanation()}"
         if self.status == 429 or self.status >= 500:
             raise Unreachable(message, FAILING)
         refused = Refused(message, self.status)
@@ -2270,7 +2271,7 @@ def fetch(
     """
     from http.client import IncompleteRead
 
-    origin = origin_of(request.full_url)
+    url = request.full_url.partition("?")[0]
     proxies = {request.type: proxy.url} if proxy else {}
     opener = new_opener(process, proxies, on_first_byte)
     body = bytearray()
@@ -2281,12 +2282,12 @@ def fetch(
                 break
             body += piece
     is_small = len(body) <= MAX_ANSWER
-    require_usable(is_small, f"{origin} sent more than {MAX_ANSWER >> 20} MiB")
+    require_usable(is_small, f"{url} sent more than {MAX_ANSWER >> 20} MiB")
     if response.length:
         raise IncompleteRead(b"", response.length)
     if proxy and response.status == 407:
         raise OSError("Tunnel connection failed: 407")  # as http.client has it for https
-    return Answer(response.status, response.headers, bytes(body), origin)
+    return Answer(response.status, response.headers, bytes(body), url)
 
 
 def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
@@ -2294,10 +2295,12 @@ def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
     if has_begun or "EOF" in type(error).__name__:
         return Unreachable(f"{origin}: the connection broke off", BROKEN_OFF)
     words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
+    hint = ""
     if words == "WRONG_VERSION_NUMBER":
-        words = "the server speaks no TLS; is it http:// there?"
+        words = "the server speaks no TLS"
+        hint = f"llamactl environments add http{origin.partition(' ')[0][5:]}"
     message = f"{origin}: TLS failed: {words or 'the certificate is not valid here'}"
-    return Unreachable(message, UNUSABLE, "llamactl auth status")
+    return Unreachable(message, UNUSABLE, hint)
 
 
 def network_failure(error: Exception, place: str, has_begun: bool) -> Unreachable:
@@ -2408,10 +2411,10 @@ class Client(ClientValues):
                 return answer
             with suppress(ValueError):  # no URL: the loop ends it
                 url = urljoin(url, answer.headers.get("Location") or "")
-            if method != "GET" or origin_of(url) != answer.origin:
-                message = f"{answer.origin} redirects to {shortened(url)}: refused"
+            if method != "GET" or origin_of(url) != origin_of(answer.url):
+                message = f"{answer.url} redirects to {shortened(url)}: refused"
                 raise Refused(message, answer.status)
-        raise Failure(f"{answer.origin} redirects in a circle")
+        raise Failure(f"{answer.url} redirects in a circle")
 
     def _send_with_retries(
         self, method: str, url: str, headers: "Json", body: "Optional[bytes]", once: bool
@@ -3224,6 +3227,12 @@ def given_key(app: App, args: "Args") -> "Optional[str]":
     return None if args.api_key is None else clean_key(args.api_key)
 
 
+REGIONS = {  # each with the other one
+    DEFAULT_API_URL: "https://api.cloud.eu.llamaindex.ai",
+    "https://api.cloud.eu.llamaindex.ai": DEFAULT_API_URL,
+}
+
+
 def verify_key(
     app: App, api_url: str, key: "Optional[str]", org_id: "Optional[str]"
 ) -> "List[Project]":
@@ -3236,12 +3245,15 @@ def verify_key(
         if refused.status not in (401, 403):
             raise
         message = f"the API key was rejected: {refused.message}"
-        hint = "a key works in its own region alone; see llamactl environments add"
+        hint = f"create a key {WEB_CONSOLE}"
         if refused.status == 403:
             message = f"the API key may not list projects: {refused.message}"
-            hint = "llamactl auth token --no-verify --project ID, if the key is right"
+            hint = "llamactl auth token --no-verify --api-key-file PATH --project ID"
         elif not str(key).startswith("llx-"):
-            hint = f"a LlamaCloud key begins with llx-; create one {WEB_CONSOLE}"
+            message += "; a LlamaCloud key begins with llx-"
+        elif api_url in REGIONS:
+            message += "; a key belongs to one region"
+            hint = f"llamactl environments add {REGIONS[api_url]}"
         raise Refused(message, refused.status, hint, EXIT_REJECTED) from None
 
 
@@ -3970,7 +3982,7 @@ def auth_status(app: App, args: "Args") -> int:
     if args.output != "text":
         sources = {f"{row['name']}_source": row["source"] for row in shown[:-2]}
         shown = dict({row["name"]: row["value"] for row in shown}, **sources)
-    app.show(shown, args.output, "name value source")
+    app.show(shown, args.output, "name source value")  # what may be long comes last
     return code
 
 
@@ -4029,6 +4041,20 @@ def report_environment(app: App, api_url: str, environment: "Environment") -> No
     app.report(f"environment {api_url} is current; {next_step}")
 
 
+def ask_version(app: App, api_url: str) -> "Tuple[bool, List[str]]":
+    """What the control plane says of itself; raises Failure with a likelier URL as hint."""
+    try:
+        return app.plane(api_url).get_version()
+    except Failure as failure:
+        scheme, host, port, path = split_url(api_url, ".*")
+        likely = normal_url(f"{scheme}://{host}:{port}") if path else DEFAULT_API_URL
+        if isinstance(failure, Unreachable) and failure.stage in (NOT_CONNECTED, SILENT):
+            likely = f"{api_url} --no-verify"
+        if likely != api_url:
+            failure.hint = failure.hint or f"llamactl environments add {likely}"
+        raise
+
+
 def environments_add(app: App, args: "Args") -> None:
     """Ask a server whether it is a control plane, and make it current."""
     url = args.url
@@ -4044,7 +4070,7 @@ def environments_add(app: App, args: "Args") -> None:
     app.store.check_writable()
     if is_sent_in_clear(api_url):
         app.warn(f"{api_url} is not encrypted: others can read what is sent")
-    version = None if args.no_verify else app.plane(api_url).get_version()
+    version = None if args.no_verify else ask_version(app, api_url)
     with app.store.change() as data:
         environment = add_environment(data, api_url)
         if version:
@@ -4495,7 +4521,7 @@ def group_parser(group: str) -> Parser:
     examples = ["examples:"]
     for words, (summary, _, example) in read_commands().items():
         if words.startswith(group):
-            listing.append(f"  {words:19} {summary}")
+            listing.append(f"  {words:20} {summary}")
             examples.append(f"  llamactl {example}")
     usage = f"llamactl {group} COMMAND [options]".replace("  ", " ")
     epilog = "\n".join(examples[:7] + ["", VARIABLES_HELP])
@@ -4565,6 +4591,8 @@ def run_parsed(app: App, words: str, args: "Args") -> int:
     except Failure as failure:
         if isinstance(failure, Refused) and failure.hint == HINT_LOGIN:
             failure.hint = app.rejected_hint
+        if isinstance(failure, Unreachable) and not failure.hint:
+            failure.hint = "llamactl auth status"  # names server, proxy and certificates
         if failure.hint == f"llamactl {words}":
             failure.hint = ""
         raise
