@@ -35,6 +35,7 @@ How to read    From the bottom: `main` catches every error, `COMMANDS` lists the
                which one, `Store.change` writes it, and `auth_login` gets a new one.
 """
 
+# to an older Python this line is a syntax error, which it shows
 NEEDS: str = "llamactl.py needs Python 3.6 or newer: start it with a newer python3"
 
 import sys
@@ -354,11 +355,6 @@ class Process(ProcessValues):
         word = self.get(VAR_USE_PROFILE) or ""
         return word.lower() in ("1", "true", "yes", "on", "t", "y")
 
-    def with_key_file(self, path: str) -> "Process":
-        """This process as if the variables named PATH and no other credential."""
-        changes = {VAR_KEY_FILE: path, VAR_API_KEY: "", VAR_USE_PROFILE: ""}
-        return self._replace(variables={**self.variables, **changes})
-
     def timeout(self, default: float) -> float:
         """How many seconds a server may be silent; raises Failure."""
         text = self.get(VAR_TIMEOUT)
@@ -454,6 +450,10 @@ def uninterrupted(tell: "Callable[[str], None]") -> "Iterator[None]":
             for number in ending_signals():
                 handlers[number] = signal.signal(number, note)
         yield
+    except Failure as failure:
+        if not caught:
+            raise
+        tell(f"error: {failure.message}")
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -1200,12 +1200,11 @@ def bits_of_others(target: "Union[int, str]", bits: int) -> int:
     """Which of the permission BITS (0o044 to read, 0o022 to write) others have.
 
     TARGET is an open file or a path. The bits of the group count unless it is root's or
-    has our own number, as a private group has. In a sticky folder of root's nobody can
-    touch what is another's.
+    has our own number, as a private group has.
     """
-    status = os.stat(target)
-    if WINDOWS or (status.st_mode & stat.S_ISVTX and status.st_uid == 0):
+    if WINDOWS:
         return 0
+    status = os.stat(target)
     if status.st_gid in (0, os.geteuid()) and not has_acl(target):
         bits &= 0o007
     return status.st_mode & bits
@@ -1226,10 +1225,15 @@ def can_chmod(path: str) -> bool:
 
 
 def warn_if_open(path: str, bits: int, fix: str, warn: "Warn") -> None:
-    """Warn where others have one of the permission BITS at PATH; `chmod FIX` removes it."""
+    """Warn where others have one of the permission BITS at PATH; `chmod FIX` removes it.
+
+    In a sticky folder of root's nobody can touch what is another's.
+    """
     with suppress(OSError):
+        status = os.stat(path)
+        is_closed = status.st_mode & stat.S_ISVTX and status.st_uid == 0
         found = bits_of_others(path, bits)
-        if found and can_chmod(path):
+        if found and not is_closed and can_chmod(path):
             verb = "write to" if found & 0o022 else "read"
             warn(f"others can {verb} {path}; run: chmod {fix} {shell_quoted(path)}")
 
@@ -1239,11 +1243,16 @@ def user_to_become(
 ) -> "Optional[int]":
     """The one user to whom all on the TRAIL belongs that is not ours; None where all is.
 
-    Raises Failure for two users, unless IS_ALLOWED, and where we are not root.
+    Raises Failure for two users, unless IS_ALLOWED, and where we are not root; for a link
+    that a user put into somebody else's folder as well.
     """
     strangers = [(path, status) for path, status in trail if not is_ours(status)]
     if not strangers:
         return None
+    for (path, status), (_, folder) in zip(trail, trail[1:]):
+        is_link = stat.S_ISLNK(status.st_mode) and not is_ours(status)
+        if is_link and folder.st_uid != status.st_uid:
+            raise belongs_to(path, status, hint)
     uids = {status.st_uid for _, status in strangers}
     if len(uids) > 1 or not is_allowed or os.geteuid() != 0:
         raise belongs_to(*strangers[0], hint=hint)
@@ -1517,7 +1526,7 @@ def try_lock(descriptor: int) -> bool:
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
-        raise OSError(errno.ENOLCK, "this Python knows no locks") from None
+        raise OSError(errno.ENOLCK, "this Python has no file locks") from None
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             return False
@@ -1590,7 +1599,8 @@ def wait_for_lock(place: Place, hint: str, warn: "Warn") -> int:
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            warn(f"{dirname(place.path)} knows no locks; using a lock file instead")
+            folder = dirname(place.path)
+            warn(f"{folder} does not support file locks; using a lock file instead")
             wait_for_lock_file(place, end)
             is_held = True
         finally:
@@ -1650,7 +1660,9 @@ def write_in_place(
     with place.opened("rb+") as file:
         status = os.fstat(file.fileno())
         if not os.path.samestat(status, seen) or status.st_nlink != 1:
-            raise Failure(f"{place.path} was replaced meanwhile, or has a second name")
+            raise Failure(
+                f"{place.path} was replaced during the update, or has another hard link"
+            )
         before = file.read()
         after = edit(before)
         size = len(before)
@@ -1667,13 +1679,13 @@ def rewrite_checked(
     place: Place,
     edit: "Callable[[bytes], bytes]",
     check: "Check",
-    is_shared: bool,
+    is_foreign: bool,
     warn: "Warn",
 ) -> bool:
     """Replace the file by what EDIT makes of it; False where that changes nothing.
 
-    CHECK raises Failure for a file that must not be written to. IS_SHARED says that
-    a stranger can replace the file: nothing is written in place then. Raises OSError.
+    CHECK raises Failure for a file that must not be written to. IS_FOREIGN says that
+    another user owns a part of the path: nothing is written in place then. Raises OSError.
     """
     before = place.read(check)
     if before:
@@ -1688,9 +1700,9 @@ def rewrite_checked(
             refusals = NO_RENAME
             place.put_new()
     except OSError as error:
-        if before is None or is_shared or error.errno not in refusals:
+        if before is None or is_foreign or error.errno not in refusals:
             raise
-        warn(f"{place.path} is written in place: a crash meanwhile would tear it")
+        warn(f"{place.path} is written in place: a crash during the write would corrupt it")
         write_in_place(place, edit, before.status)
     return True
 
@@ -1699,13 +1711,15 @@ def is_unignored(path: str) -> bool:
     """Whether PATH is in a git work tree whose .gitignore files do not name it."""
     from fnmatch import fnmatch
 
-    folder, name = os.path.split(abspath(path))
+    path = abspath(path)
+    folder, name = os.path.split(path)
     while folder != dirname(folder):
         ignore = join(folder, ".gitignore")
         if isfile(ignore):
             with suppress(OSError), open(ignore, "rb") as file:
-                for pattern in file.read().decode("utf-8", "replace").split():
-                    if fnmatch(name, pattern.rpartition("/")[2]):
+                for line in file.read().decode("utf-8", "replace").splitlines():
+                    pattern = re.sub(r"^(\*\*)?/", "", line.strip())
+                    if fnmatch(name, pattern) or fnmatch(path[len(folder) + 1 :], pattern):
                         return False
         if exists(join(folder, ".git")):
             return True
@@ -1714,38 +1728,38 @@ def is_unignored(path: str) -> bool:
 
 
 def rewrite_file(
-    path: str, edit: "Callable[[bytes], bytes]", is_named: bool, warn: "Warn"
+    path: str, edit: "Callable[[bytes], bytes]", is_explicit: bool, warn: "Warn"
 ) -> "Tuple[bool, str]":
-    """Replace the file PATH by what EDIT makes of it, but never a file of a stranger's.
+    """Replace the file PATH by what EDIT makes of it, but never another user's file.
 
-    IS_NAMED says that PATH was named in full: root then writes as the owner of the folder,
-    or in a folder of its own into anybody's file. Returns whether anything changed, and
-    what to call the file. Raises OSError and Failure.
+    IS_EXPLICIT says that PATH was given, not the default: root then writes as the owner
+    of the folder, or in a folder of its own into anybody's file. Returns whether anything
+    changed, and what to call the file. Raises OSError and Failure.
     """
     with closing(Place(path, ".llamactl-")) as place:
         is_root = not WINDOWS and os.geteuid() == 0
-        is_shared = not all(is_ours(status) for _, status in place.trail)
+        is_foreign = not all(is_ours(status) for _, status in place.trail)
         trail = place.trail
         hint = INJECT_TO_STDOUT
         if not is_root:
             trail = [each for each in trail if stat.S_ISLNK(each[1].st_mode)]
-        elif not is_named:
+        elif not is_explicit:
             hint = f"llamactl auth inject --env-file {shell_quoted(abspath(path))}"
-        owner = user_to_become(trail, is_named, hint)
-        takes_any = is_root and is_named and not is_shared
-        takes_any = takes_any and not bits_of_others(trail[-1][0], 0o022)
+        owner = user_to_become(trail, is_explicit, hint)
+        any_owner = is_root and is_explicit and not is_foreign
+        any_owner = any_owner and not bits_of_others(trail[-1][0], 0o022)
 
         def check(descriptor: int) -> None:
             status = os.fstat(descriptor)
             is_right = is_ours(status) if owner is None else status.st_uid == owner
-            if not is_right and not takes_any:
+            if not is_right and not any_owner:
                 raise belongs_to(path, status, hint)
-            if is_shared and (status.st_nlink > 1 or bits_of_others(descriptor, 0o044)):
-                message = f"others can read {path}, or it has a second name"
+            if is_foreign and (status.st_nlink > 1 or bits_of_others(descriptor, 0o044)):
+                message = f"others can read {path}, or it has another hard link"
                 raise Failure(message, INJECT_TO_STDOUT)
 
         with acting_as(owner, place.path, hint):
-            changed = rewrite_checked(place, edit, check, is_shared, warn)
+            changed = rewrite_checked(place, edit, check, is_foreign, warn)
         label = path if place.path == abspath(path) else f"{path} (a link to {place.path})"
         uid = place.status().st_uid
         if is_root and uid != 0:
@@ -1904,7 +1918,8 @@ class Store:
             if not is_ours(status):
                 raise belongs_to(self.path, status, HINT_OWNER)
             if links and status.st_uid != owner:
-                raise Failure(f"{links[0]} leads to a file of {user_name(status.st_uid)}'s")
+                owner_name = user_name(status.st_uid)
+                raise Failure(f"{links[0]} points to a file of {owner_name}")
 
     def _check_owner(self, descriptor: int) -> None:
         status = os.fstat(descriptor)
@@ -2297,7 +2312,7 @@ def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
     words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
     hint = ""
     if words == "WRONG_VERSION_NUMBER":
-        words = "the server speaks no TLS"
+        words = "the server does not use TLS"
         hint = f"llamactl environments add http{origin.partition(' ')[0][5:]}"
     message = f"{origin}: TLS failed: {words or 'the certificate is not valid here'}"
     return Unreachable(message, UNUSABLE, hint)
@@ -2833,8 +2848,8 @@ class ControlPlane(PlaneValues):
     def is_key_gone(self) -> bool:
         """Whether it says that the key does not work; False where it cannot say."""
         with suppress(Failure):
-            url = endpoint(self.api_url, ME_PATH)
-            return self.client.send("GET", url, self.token).status == 401
+            answer = self.client.send("GET", endpoint(self.api_url, ME_PATH), self.token)
+            return answer.status == 401 and parse_object(answer.body) is not None
         return False
 
     def get_user(self) -> "Optional[str]":
@@ -2858,11 +2873,33 @@ class ControlPlane(PlaneValues):
         """Delete an API key; one that is gone counts as deleted. Raises Failure."""
         url = endpoint(self.api_url, KEYS_PATH, key_id)
         answer = self.client.send("DELETE", url, self.token)
-        if answer.status != 404:
+        if answer.status != 404 or parse_object(answer.body) is None:
             answer.require_success()
+        if answer.body.lstrip()[:1] == b"<":  # a portal's page
+            answer.json()
 
 
 # ==== credential: which key, URL and project a command uses, and where each came from
+def credential_with_key(
+    process: Process, key: str, source: str, project: "Optional[str]"
+) -> Credential:
+    """KEY, which SOURCE gave, with the URL and the project of the variables.
+
+    PROJECT is that of the command line. Raises Failure.
+    """
+    api_url = process.get(VAR_API_URL)
+    project_id = process.get(VAR_PROJECT)
+    if project_id and not project:
+        require_plain(project_id, "the project id")
+    sources = {
+        "environment": VAR_API_URL if api_url else "default",
+        "project_id": "--project" if project else VAR_PROJECT,
+        "api_key": source,
+    }
+    api_url = normal_url(api_url or DEFAULT_API_URL)
+    return Credential(api_url, key, project or project_id, None, {}, sources)
+
+
 def credential_of_variables(
     process: Process, project: "Optional[str]", warn: "Warn"
 ) -> "Optional[Credential]":
@@ -2872,27 +2909,18 @@ def credential_of_variables(
     """
     key = process.get(VAR_API_KEY)
     path = process.get(VAR_KEY_FILE)
-    api_url = process.get(VAR_API_URL)
-    project_id = process.get(VAR_PROJECT)
     if process.prefers_profile():
-        return None
-    if not key and not path:
-        for name in (VAR_PROJECT, VAR_API_URL):
-            if process.get(name):
-                warn(f"{name} is ignored, as {VAR_API_KEY} is not set")
         return None
     if key and path:
         raise misuse(f"{VAR_API_KEY} and {VAR_KEY_FILE} exclude each other")
-    if project_id and not project:
-        require_plain(project_id, "the project id")
-    sources = {
-        "environment": VAR_API_URL if api_url else "default",
-        "project_id": "--project" if project else VAR_PROJECT,
-        "api_key": VAR_KEY_FILE if path else VAR_API_KEY,
-    }
-    key = read_key_file(path) if path else clean_key(key or "")
-    api_url = normal_url(api_url or DEFAULT_API_URL)
-    return Credential(api_url, key, project or project_id, None, {}, sources)
+    if path:
+        return credential_with_key(process, read_key_file(path), VAR_KEY_FILE, project)
+    if key:
+        return credential_with_key(process, clean_key(key), VAR_API_KEY, project)
+    for name in (VAR_PROJECT, VAR_API_URL):
+        if process.get(name):
+            warn(f"{name} is ignored, as {VAR_API_KEY} is not set")
+    return None
 
 
 def find_profile(data: "StoreData", api_url: str, name: "Optional[str]") -> "Optional[str]":
@@ -3044,12 +3072,16 @@ class App:
             raise misuse("NAME and --profile name two profiles")
         named_by = "NAME" if name else "--profile"
         name = name or args.profile
-        process = self.process
+        if args.api_key_file and name:
+            raise misuse("--api-key-file and a profile exclude each other")
         if args.api_key_file:
-            process = process.with_key_file(args.api_key_file)
-        credential = resolve_credential(
-            process, self.store, name, named_by, args.project, needs_project
-        )
+            key = read_key_file(args.api_key_file)
+            source = "--api-key-file"
+            credential = credential_with_key(self.process, key, source, args.project)
+        else:
+            credential = resolve_credential(
+                self.process, self.store, name, named_by, args.project, needs_project
+            )
         self.terminal.hide(credential.api_key or "")
         if not credential.name:
             self.rejected_hint = f"replace or unset {credential.sources['api_key']}"
@@ -3394,7 +3426,7 @@ def revoke_or_warn(app: App, session: Session, token: "Optional[str]") -> None:
     try:
         session.revoke(token)
     except Failure as failure:
-        app.warn(f"the refresh token may not be revoked: {failure.message}")
+        app.warn(f"the refresh token may still be valid: {failure.message}")
 
 
 def abandon_login(app: App, session: Session, key_ids: "List[str]") -> None:
@@ -3482,7 +3514,7 @@ def store_login(
         name, replaced = name_login(environment, user, wanted)
         key = replaced.get("api_key")
         if not key and new["api_key"] == known.get("api_key"):
-            raise Failure(f"profile {name} was deleted meanwhile; log in again")
+            raise Failure(f"profile {name} was deleted during the login; log in again")
         if key and key != known.get("api_key"):
             new["api_key"] = key
             new["api_key_id"] = replaced.get("api_key_id")
@@ -3578,7 +3610,7 @@ def end_login(
         require(provider, trouble)
         session.revoke(session.tokens.get("refresh_token"))
     except Failure as failure:
-        warn(f"the login's refresh token may not be revoked: {failure.message}")
+        warn(f"the login's refresh token may still be valid: {failure.message}")
     return problem
 
 
@@ -3895,9 +3927,9 @@ def auth_inject(app: App, args: "Args") -> None:
             raise Failure(f"{path} is not UTF-8 text and is left alone") from None
         return updated_env(text, values).encode("utf-8")
 
-    is_named = args.env_file is not None
+    is_explicit = args.env_file is not None
     with naming_path(path, "written"):
-        changed, place = rewrite_file(path, edit, is_named, app.warn)
+        changed, place = rewrite_file(path, edit, is_explicit, app.warn)
         if is_unignored(path):
             app.warn(f"{path} is in a git work tree; add it to .gitignore")
     return app.say(f"{place} {'written' if changed else 'is up to date'}")
@@ -3996,7 +4028,7 @@ def auth_import(app: App, args: "Args") -> None:
     with app.store.change() as data:
         names = import_official(data, tables, app.warn)
     require(names, f"{path} has no profile to import")
-    app.report(f"imported: {', '.join(names)}; logins came without their own tokens")
+    app.report(f"imported: {', '.join(names)}; login tokens were not imported")
 
 
 def known_urls(data: "StoreData") -> "List[str]":
@@ -4097,7 +4129,7 @@ def environments_delete(app: App, args: "Args") -> None:
     problems = log_out_each(app, [(api_url, name) for name in names])
     with app.store.change() as data:
         if get_environment(data, api_url)["profiles"]:
-            raise Failure(f"{api_url} got a new profile meanwhile and stays")
+            raise Failure(f"{api_url} got a new profile in the meantime and is kept")
         data["environments"].pop(api_url, None)
         if data.get("current_environment") == api_url:
             data["current_environment"] = None
@@ -4268,7 +4300,7 @@ and in the shell's history, so prefer a file or stdin
 choice
 --project,--project-id ID  the project to use, by its id or name
 --org ID  only projects of this organization
---name NAME  the name of the profile (default: made up)
+--name NAME  the name of the profile (default: generated)
 --all  of every environment
 browser
 --no-browser  only print the address and the code
@@ -4395,16 +4427,17 @@ NOT_OFFERED = """agentcore, dev, init, pkg, serve, config destroy, config show-d
 deployments apply, deployments configure-git-remote, deployments create, deployments delete,
 deployments edit, deployments history, deployments logs, deployments rollback,
 deployments template, deployments update"""
-FOLDER_HELP = """variables (no credential is taken from any):
+FOLDER_HELP = """variables (none of them supplies a credential):
   LLAMACTL_CONFIG_DIR      folder that the profiles are kept in"""
 VARIABLES_HELP = f"""variables (a key and a project beat the current profile):
-  LLAMA_CLOUD_API_KEY      API key
-  LLAMA_AGENTS_PROJECT_ID  project
-  LLAMA_CLOUD_BASE_URL     API URL (default: {DEFAULT_API_URL})
-  LLAMA_CLOUD_USE_PROFILE  1: ignore the three above
-  LLAMACTL_PROFILE         profile to use in place of the current one
-  LLAMACTL_CONFIG_DIR      folder that the profiles are kept in
-  LLAMACTL_TIMEOUT         seconds that a server may be silent (default: 10)"""
+  LLAMA_CLOUD_API_KEY       API key
+  LLAMA_CLOUD_API_KEY_FILE  file with the API key, in its place
+  LLAMA_AGENTS_PROJECT_ID   id of the project
+  LLAMA_CLOUD_BASE_URL      API URL (default: {DEFAULT_API_URL})
+  LLAMA_CLOUD_USE_PROFILE   1: ignore those above
+  LLAMACTL_PROFILE          profile to use in place of the current one
+  LLAMACTL_CONFIG_DIR       folder that the profiles are kept in
+  LLAMACTL_TIMEOUT          seconds that a server may be silent (default: 10)"""
 EXIT_CODES_HELP = """
 
 exit codes: 0 done, 1 failed, 2 wrong usage or a choice missing, 4 not logged in
@@ -4638,7 +4671,9 @@ def report_bug(terminal: Terminal, error: Exception) -> None:
         if frame.f_code.co_filename == run_command.__code__.co_filename:
             line = number
     kind = type(error).__name__
-    terminal.tell(f"error: a mistake in llamactl.py {__version__}: {kind} at line {line}")
+    terminal.tell(
+        f"error: internal error in llamactl.py {__version__}: {kind} at line {line}"
+    )
 
 
 def main(argv: "Optional[List[str]]" = None) -> int:

