@@ -9431,7 +9431,7 @@ class NothingLeftBehind(NetworkCase):
         self.start("key")
         polled = threading.Event()
         self.cloud.interval = 0.01
-        self.cloud.fault(TOKEN, "status", 99, status=503)
+        self.cloud.fault(TOKEN, "close", 99)
         hear_apart(self.cloud, TOKEN, lambda request: (polled.set(), time.sleep(0.3)))
         process = self.started(polled)
         process.send_signal(signal.SIGTERM)
@@ -9528,9 +9528,9 @@ class LogoutOfALogin(NetworkCase):
 
     def test_a_gateway_does_not_say_that_the_key_is_gone(self):
         """Only the server does, which answers in JSON or with nothing."""
-        page = "<html>Not here</html>"
-        for status in (200, 404):
-            with self.subTest(status=status):
+        web = "<html>Not here</html>"
+        for status, page in ((200, web), (404, web), (404, "default backend - 404")):
+            with self.subTest(status=status, page=page):
                 self.cloud.reset()
                 self.with_login()
                 for path in (API_KEYS + "/" + KEY_ID, ME):
