@@ -11738,6 +11738,78 @@ class Words(CommandCase):
                     self.expect_failure(self.call(*argv), 1, "nope.*main")
 
 
+class Completion(CommandCase):
+    """The scripts, in the shells themselves."""
+
+    # each prints what the shell offers behind the words of its arguments, or of $LINE
+    ASK = {
+        "bash": """eval "$(llamactl completion bash)"
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _llamactl
+            printf '%s\\n' "${COMPREPLY[@]}" """,
+        "zsh": """compdef() { :; }; compadd() { shift; print -rl -- "$@"; }
+            eval "$(llamactl completion zsh)"; words=("$@"); CURRENT=$#; _llamactl""",
+        "fish": 'llamactl completion fish | source; complete -C "$LINE"',
+    }
+    TABLE = (
+        (["auth", "log"], ["login", "logout"]),
+        (["conf"], ["config"]),
+        (["projects", ""], ["get", "use"]),
+        (["auth", "logout", "--"], ["--all", "--help", "--quiet", "--yes"]),
+        (["auth", "use", ""], ["--help", "--quiet", "main"]),
+        (["auth", "inject", "--profile", ""], ["main"]),
+        (["nonsense", ""], []),
+    )
+
+    def setUp(self):
+        super().setUp()
+        names = ["main", "$(touch owned)", "a b", "`touch owned`", "-x", "\u00e9"]
+        profile = {"auth_type": "token", "api_key": KEY, "project_id": "p"}
+        self.write_store(dict.fromkeys(names, profile), "main")
+        tools = os.path.join(self.home, "bin")
+        os.mkdir(tools)
+        command = os.path.join(tools, "llamactl")
+        with open(command, "w") as file:
+            file.write(
+                '#!/bin/sh\nexec %s "$@"\n' % " ".join(map(shlex.quote, PYTHON + [PROGRAM]))
+            )
+        os.chmod(command, 0o755)
+        self.env["PATH"] = tools + os.pathsep + os.environ["PATH"]
+
+    def offered(self, shell, words):
+        options = ["-f", "-c"] if shell == "zsh" else ["-c"]  # without anybody's settings
+        process = subprocess.Popen(
+            [shell] + options + [self.ASK[shell], shell, "llamactl"] + words,
+            env=dict(self.env, LINE=" ".join(["llamactl"] + words)),
+            cwd=self.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = process.communicate(timeout=30)
+        self.assertEqual((process.returncode, err), (0, b""))
+        return sorted(line for line in out.decode("utf-8").splitlines() if line)
+
+    def check(self, shell):
+        if not shutil.which(shell):
+            self.skipTest("there is no %s here" % shell)
+        for words, expected in self.TABLE:
+            with self.subTest(words=words):
+                self.assertEqual(self.offered(shell, words), expected)
+        self.assertFalse(os.path.exists(os.path.join(self.home, "owned")))
+
+    def test_in_bash(self):
+        self.check("bash")
+
+    def test_in_zsh(self):
+        self.check("zsh")
+
+    def test_in_fish(self):
+        self.check("fish")
+
+    def test_without_a_shell(self):
+        for argv in ("completion", "completion tcsh"):
+            self.expect_failure(self.call(*argv.split()), 2, "bash, zsh or fish")
+
+
 class StraySecrets(CommandCase):
     def test_a_secret_in_the_wrong_place_is_not_echoed(self):
         secret, plain = OTHER_KEY, "CANARY-with-no-prefix"
@@ -12451,6 +12523,46 @@ class Readme(Case):
                     self.assertRegex(shown, as_pattern(lines))
                     failed = any(line.startswith("error: ") for line in lines)
                     self.assertEqual(shell.returncode != 0, failed)
+
+    def test_the_script_for_bootstrapping_runs_twice_as_once(self):
+        stand_in = self.sandbox()
+        script = re.search(
+            "(?ms)^```sh\n(#!/usr/bin/env bash\nset -euo pipefail\n.*?)^```$", self.text
+        ).group(1)
+        self.assertLessEqual(len(script.splitlines()), 25)
+        os.unlink(os.path.join(self.home, "bin", "llamactl"))  # it installs that
+        key_file = os.path.join(self.home, "key.txt")
+        with open(key_file, "w") as file:
+            file.write("llx-sandbox-0123456789-demo\n")
+        settings = {
+            "LLAMACTL_URL": "file://" + os.path.join(self.home, "llamactl.py"),
+            "LLAMA_URL": stand_in.url,
+            "LLAMA_KEY_FILE": key_file,
+            "LLAMA_PROJECT": "beta",
+        }
+        if not shutil.which("curl"):  # then what it would fetch is there already
+            os.makedirs(os.path.join(self.home, ".local", "bin"))
+            target = os.path.join(self.home, ".local", "bin", "llamactl")
+            shutil.copy(PROGRAM, target)
+            os.chmod(target, 0o755)
+        shown, stores = [], []
+        for _ in range(2):
+            process = subprocess.Popen(
+                ["bash", "-c", script],
+                env=dict(self.env, **settings),
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            shown.append(process.communicate(timeout=60)[0].decode("utf-8"))
+            self.assertEqual(process.returncode, 0, shown)
+            store = os.path.join(self.home, ".config", "llamactl", "profiles.json")
+            stores.append(file_bytes(store) + file_bytes(os.path.join(self.home, ".env")))
+        self.assertIn("profile bootstrap is current, project Beta (proj-beta)", shown[0])
+        self.assertIn("running in project proj-beta", shown[1])
+        self.assertIn(".env is up to date", shown[1])
+        self.assertEqual(stores[0], stores[1])
 
     def test_the_first_commands_are_the_demo_and_the_tests(self):
         screen = "\n".join(self.text.splitlines()[:60])
