@@ -1143,6 +1143,7 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # so that no FIFO holds us up
 FOLDER = getattr(os, "O_PATH", 0) | getattr(os, "O_DIRECTORY", 0) | NO_FOLLOW
 ACL = "system.posix_acl_access"
+MODELESS = "(9p|cifs|drvfs|exfat|fuseblk|msdos|ntfs3|smb3|vfat) "  # file systems
 IMPORTED_LATER = """email.utils encodings.idna encodings.utf_8_sig fcntl ipaddress select
 shlex signal sqlite3 ssl threading traceback urllib.request"""
 INJECT_TO_STDOUT = "llamactl auth inject --env-file -"
@@ -1220,7 +1221,7 @@ def can_chmod(path: str) -> bool:
         for line in mounts:
             fields, _, kind = line.partition(" - ")
             if fields.split()[2] == number:
-                return not re.match("(9p|cifs|drvfs|exfat|fuseblk|vfat) ", kind)
+                return not re.match(MODELESS, kind)
     return True
 
 
@@ -1327,7 +1328,7 @@ def copy_access(source: int, target: int) -> None:
     """
     status = os.fstat(source)
     mode = stat.S_IMODE(status.st_mode)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and os.fstat(target).st_uid != status.st_uid:
         os.fchown(target, status.st_uid, status.st_gid)
     with suppress(OSError):
         os.fchown(target, -1, status.st_gid)
@@ -1494,10 +1495,13 @@ class Place:
                 os.close(descriptor)
         return False
 
-    def put_new(self) -> None:
-        """Put the successor in the file's place in one step; raises OSError."""
-        end = time.monotonic() + RENAME_TIMEOUT
+    def check_held(self) -> None:
         require(self.is_held(), f"another process took over {self.path + self.lock}ed")
+
+    def put_new(self) -> None:
+        """Put the successor in the file's place in one step; raises OSError and Failure."""
+        end = time.monotonic() + RENAME_TIMEOUT
+        self.check_held()
         while True:
             try:
                 self.rename(self.new, "")
@@ -1556,31 +1560,43 @@ def age(place: Place, suffix: str, word: str) -> float:
         place.remove(now)
 
 
+def take_over_if_old(place: Place, held: str, word: str) -> None:
+    """Remove the lock file HELD if its holder must have died."""
+    aside = f"{held}.{word}"
+    with suppress(FileNotFoundError):  # another process was faster
+        if age(place, held, word) > MAX_HOLD:
+            place.rename(held, aside)
+            if age(place, aside, word) < MAX_HOLD:  # of one that was faster
+                place.rename(aside, held)
+            place.remove(aside)
+
+
 def wait_for_lock_file(place: Place, end: float) -> None:
     """Make a lock file with a random word in it; one that is too old is taken over."""
-    word = os.urandom(8).hex()
+    place.word = os.urandom(8).hex()
     held = f"{place.lock}ed"
-    aside = f"{held}.{word}"
     while True:
         try:
             descriptor = place.open(held, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
-            with suppress(FileNotFoundError):  # it went meanwhile
-                if age(place, held, word) > MAX_HOLD:
-                    place.rename(held, aside)
-                    if age(place, aside, word) < MAX_HOLD:  # of somebody who was faster
-                        place.rename(aside, held)
-                    place.remove(aside)
-            require(
-                time.monotonic() < end, f"{place.path + held} is held by another process"
-            )
+            take_over_if_old(place, held, place.word)
+            message = f"{place.path + held} is held by another process"
+            require(time.monotonic() < end, message)
             time.sleep(LOCK_PAUSE)
             continue
-        write_and_sync(descriptor, word.encode("ascii"))
-        os.close(descriptor)
-        place.word = word
-        place.new = f"{place.new}.{word}"
-        return
+        try:
+            write_and_sync(descriptor, place.word.encode("ascii"))
+        except BaseException:
+            place.remove(held)
+            raise
+        finally:
+            os.close(descriptor)
+        break
+    folder, name = os.path.split(place.path)
+    for each in os.listdir(folder):  # of holders that died
+        if each.startswith(f"{name}{place.new}."):
+            place.remove(each[len(name) :])
+    place.new = f"{place.new}.{place.word}"
 
 
 def wait_for_lock(place: Place, hint: str, warn: "Warn") -> int:
@@ -1610,6 +1626,17 @@ def wait_for_lock(place: Place, hint: str, warn: "Warn") -> int:
             return descriptor
 
 
+def remove_lock(place: Place) -> None:
+    with suppress(PermissionError):  # Windows keeps what is open
+        place.remove(place.lock)
+
+
+def remove_lock_file(place: Place) -> None:
+    """Remove what stands in for a lock, unless another process took it over."""
+    if place.word and place.is_held():
+        place.remove(f"{place.lock}ed")
+
+
 @contextmanager
 def exclusive(
     place: Place, warn: "Warn", hint: str = "", keep: bool = True
@@ -1619,25 +1646,26 @@ def exclusive(
     HINT is the command to try where the lock file is not ours.
     """
     catch_signals()
-    descriptor = wait_for_lock(place, hint, warn)
-    try:
+    with ExitStack() as stack:
+        stack.callback(remove_lock_file, place)
+        stack.callback(os.close, wait_for_lock(place, hint, warn))
+        if not keep:
+            stack.callback(remove_lock, place)
+        stack.callback(lambda: place.remove(place.new))
         yield
-    finally:
-        try:
-            place.remove(place.new)
-            if place.word and place.is_held():
-                place.remove(f"{place.lock}ed")
-            if not keep:
-                with suppress(PermissionError):  # Windows keeps what is open
-                    place.remove(place.lock)
-        finally:
-            os.close(descriptor)
 
 
 def read_key_file(path: str) -> str:
     """The key in the file PATH, which may be a pipe."""
     with naming_path(path, "read"), open(path, "rb") as file:
         return decoded_key(file.read(MAX_KEY_BYTES))
+
+
+def warn_of_modeless(place: Place, warn: "Warn") -> None:
+    """Warn where others can read the successor, and no chmod can change that."""
+    path = place.path + place.new
+    if bits_of_others(path, 0o044) and not can_chmod(path):
+        warn(f"others can read {place.path}: its file system has no permissions")
 
 
 def write_successor(place: Place, edit: "Callable[[bytes], bytes]", check: "Check") -> None:
@@ -1697,6 +1725,7 @@ def rewrite_checked(
     try:
         with exclusive(place, warn, INJECT_TO_STDOUT, keep=False):
             write_successor(place, edit, check)
+            warn_of_modeless(place, warn)
             refusals = NO_RENAME
             place.put_new()
     except OSError as error:
@@ -1984,10 +2013,7 @@ class Store:
         """Write DATA unless the file says the same; for whoever holds the lock."""
         if data != self._read():
             self._place.write_new(serialized_store(data))
-            if bits_of_others(self.path + self._place.new, 0o044):
-                self.warn(
-                    f"others can read {self.path}: its file system has no permissions"
-                )
+            warn_of_modeless(self._place, self.warn)
             self._place.put_new()
 
     def check_writable(self) -> "StoreData":
@@ -2007,6 +2033,7 @@ class Store:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         folder, name = os.path.split(self.path)
         aside = free_name(f"{name}{DAMAGED}{stamp}", os.listdir(folder))
+        self._place.check_held()
         self._place.rename("", aside[len(name) :])
         self.warn(f"{self.path} was damaged; it is kept as {join(folder, aside)}")
 
@@ -4228,11 +4255,8 @@ def deployments_get(app: App, args: "Args") -> None:
 
 COMPLETION = {
     "bash": """_llamactl() {
-    local word
-    COMPREPLY=()
-    while IFS= read -r word; do
-        COMPREPLY+=("$word")
-    done < <(llamactl completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+    local IFS=$'\\n'
+    COMPREPLY=($(llamactl completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
 }
 complete -F _llamactl llamactl
 """,
@@ -4510,7 +4534,11 @@ def read_options(wanted: "Container[str]") -> "Iterator[Tuple[str, List[str], Js
 def new_parser(
     words: str, usage: "Optional[str]", about: str, epilog: str, options: str
 ) -> Parser:
-    """A parser for OPTIONS and those of every command."""
+    """A parser for OPTIONS and those of every command.
+
+    All are added to groups: a parser formats each one that it gets itself, which from
+    Python 3.14 on imports half the standard library.
+    """
 
     def formatter(prog: str) -> argparse.HelpFormatter:
         # a fixed width keeps argparse from asking the terminal for it at each option
@@ -4525,7 +4553,8 @@ def new_parser(
         add_help=False,
         allow_abbrev=False,
     )
-    groups = {"": parser}  # type: Dict[str, Any]
+    parser.color = False  # type: ignore[attr-defined]
+    groups = {"": parser.add_argument_group()}
     for heading, flags, settings in read_options(
         f"{options} -h --quiet --native-tls".split()
     ):

@@ -1639,7 +1639,7 @@ class House(unittest.TestCase):
         self.assertEqual(rooms, sorted(rooms, key=list(ROOMS).index))
 
     def test_size(self):
-        self.assertLessEqual(self.tokens(), 27460)  # the goal is 26,000
+        self.assertLessEqual(self.tokens(), 27660)  # the goal is 26,000
         self.assertEqual([n for n, line in enumerate(self.lines, 1) if len(line) > 92], [])
         sizes = sorted(self.last_line(node) - node.lineno + 1 for node in self.functions)
         self.assertLessEqual(sizes[-1], 40)
@@ -5221,6 +5221,311 @@ class FullDiskTest(DiskCase):
                             self.assertEqual(tree(self.home), before)
                         else:
                             self.assertEqual(result.code, 0, result.err)
+
+
+@contextlib.contextmanager
+def mid_change(act):
+    """ACT gets the path of each file that is written whole, and not yet in its place."""
+    really_sync = os.fsync
+
+    def hooked(descriptor):
+        path = full_path("", descriptor)
+        if "new" in os.path.basename(path):
+            act(path)
+        really_sync(descriptor)
+
+    with unittest.mock.patch.object(os, "fsync", hooked):
+        yield
+
+
+def failing(module, name, error):
+    """MODULE's function NAME fails with ERROR, a name such as "EIO"."""
+    number = getattr(errno, error)
+    refusal = OSError(number, os.strerror(number))
+    return unittest.mock.patch.object(module, name, side_effect=refusal)
+
+
+Change = collections.namedtuple("Change", "name command path result lock")
+
+
+class FileSystemCase(DiskCase):
+    """A change of the store and one of a .env, where the file system lacks something."""
+
+    LEFT = ["app.env", "conf", "profiles.json"]  # and nothing else, but for locks let go
+
+    def setUp(self):
+        super().setUp()
+        self.cloud = self.cloud_server()
+        path = os.path.join(self.home, "app.env")
+        use = ("environments", "use", DEFAULT_URL)
+        inject = ("auth", "inject", "--env-file", path)
+        lock = self.store_path + ".locked"
+        self.store = Change("store", use, self.store_path, DEFAULT_URL, lock)
+        self.env_file = Change("env", inject, path, KEY, path + ".llamactl-locked")
+        self.start_anew()
+
+    def start_anew(self):
+        """A store with one profile, a .env with a line of somebody's, and nothing else."""
+        for path, entry in tree(self.home).items():
+            if entry[3] is not None:
+                os.unlink(path)
+        self.with_profile()
+        with open(self.env_file.path, "w") as file:
+            file.write("A=1\n")
+        os.chmod(self.env_file.path, 0o600)
+
+    def rows(self, *lists):
+        """Each of the two changes with each row of LISTS."""
+        return itertools.product((self.store, self.env_file), *lists)
+
+    @contextlib.contextmanager
+    def case(self, change, *row):
+        """A sub-test that begins anew; yields what the file holds."""
+        with self.subTest(change.name, row=row):
+            self.start_anew()
+            yield file_bytes(change.path)
+
+    def left(self):
+        names = [os.path.basename(path) for path in tree(self.home)]
+        return sorted(name for name in names if not name.endswith("lock"))
+
+    def assert_made(self, change, warnings=0):
+        """The change is made, with so many WARNINGS -> these."""
+        result = self.call(*change.command)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn(change.result.encode(), file_bytes(change.path))
+        self.assertEqual(self.left(), self.LEFT)
+        self.assertEqual(len(self.warnings_of(result)), warnings, result.err)
+        return self.warnings_of(result)
+
+    def assert_refused(self, change, names, content, *others):
+        """An error NAMES something; CONTENT is in the file, and OTHERS lie beside it."""
+        self.assert_one_error(self.call(*change.command), 1, names)
+        self.assertEqual(file_bytes(change.path), content)
+        self.assertEqual(self.left(), sorted(self.LEFT + list(others)))
+
+
+class FileSystemsWithoutLocks(FileSystemCase):
+    """Some network and FUSE mounts: a lock file with a random word in it stands in."""
+
+    def setUp(self):
+        super().setUp()
+        patcher = failing(fcntl, "flock", "ENOLCK")
+        self.flock = patcher.start()
+        self.addCleanup(patcher.stop)
+        self.patch(LOCK_TIMEOUT=0.3)
+
+    def hold(self, change, word, seconds=0):
+        """The lock file of another process with its WORD, made so many SECONDS ago."""
+        with open(change.lock, "w") as file:
+            file.write(word)
+        made = os.stat(change.lock).st_mtime - seconds
+        os.utime(change.lock, (made, made))
+
+    def clock(self, shift):
+        """The clock of this machine, not of the file system, is SHIFT seconds ahead."""
+        real = time.time
+        return unittest.mock.patch.object(time, "time", lambda: real() + shift)
+
+    def assert_blocked(self, change, before, word):
+        """The lock file with that WORD is named, and stays."""
+        self.patch(LOCK_TIMEOUT=0.03)
+        name = os.path.basename(change.lock)
+        self.assert_refused(change, change.lock, before, name)
+        self.assertEqual(file_bytes(change.lock), word.encode())
+
+    def test_every_change_is_made_and_warned_about_once(self):
+        commands = self.WRITERS + (
+            ("auth", "login", "--project", "proj-alpha"),
+            ("auth", "token", "--api-key", KEY, "--project", "proj-alpha"),
+            ("auth", "logout", "--all"),
+            self.env_file.command,
+        )
+        for error in ("ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL"):
+            for command in commands:
+                with self.subTest(error, command=command):
+                    self.start_anew()
+                    self.flock.side_effect = OSError(getattr(errno, error), "no locks")
+                    result = self.call(*command)
+                    warnings = self.warnings_of(result)
+                    self.assertEqual((result.code, len(warnings)), (0, 1), result.err)
+                    self.assertIn("locks", warnings[0])
+                    self.assertEqual(self.left(), self.LEFT)
+
+    def test_a_lock_file_holds_a_new_word_that_the_new_file_s_name_carries(self):
+        for (change,) in self.rows():
+            seen = []
+
+            def look(new, seen=seen, lock=change.lock):
+                seen.append((new.rpartition(".")[2], content_of(lock), mode_of(lock)))
+
+            for turn in ("first", "second"):
+                with self.case(change, turn), mid_change(look):
+                    self.assert_made(change, 1)
+            words = {ending for ending, _, _ in seen}
+            self.assertGreater(len(words), 1)
+            self.assertEqual(seen, [(each[0], each[0].encode(), "0o600") for each in seen])
+            self.assertEqual(len(words), len(seen))
+
+    def test_one_younger_than_a_minute_blocks_whatever_time_it_is_here(self):
+        for change, seconds, shift in self.rows((0, 50), (0, 7200, -7200)):
+            with self.case(change, seconds, shift) as before, self.clock(shift):
+                self.hold(change, "alive", seconds)
+                with failing(os, "replace", "EIO"):  # it is not even put aside
+                    self.assert_blocked(change, before, "alive")
+
+    def test_an_older_one_is_taken_over_whatever_time_it_is_here(self):
+        for change, seconds, shift in self.rows((70, 100000), (0, 7200, -7200)):
+            with self.case(change, seconds, shift), self.clock(shift):
+                self.hold(change, "dead", seconds)
+                self.assert_made(change, 1)
+
+    def test_one_that_goes_meanwhile_is_waited_for(self):
+        for (change,) in self.rows():
+            pauses = []
+
+            def let_go(seconds, pauses=pauses, lock=change.lock):
+                pauses.append(seconds)
+                os.unlink(lock)
+
+            with self.case(change), unittest.mock.patch.object(time, "sleep", let_go):
+                self.hold(change, "alive")
+                self.assert_made(change, 1)
+                self.assertEqual(len(pauses), 1)
+
+    def test_that_of_a_process_that_took_over_first_is_put_back(self):
+        really_replace = os.replace
+        for (change,) in self.rows():
+            seen = []
+
+            def replace(source, target, seen=seen, change=change, **folders):
+                path = full_path(source, folders["src_dir_fd"])
+                if path == change.lock and not seen:
+                    seen.append(file_bytes(path))
+                    self.hold(change, "faster")
+                really_replace(source, target, **folders)
+
+            patched = unittest.mock.patch.object(os, "replace", replace)
+            with self.case(change) as before, patched:
+                self.hold(change, "dead", 120)
+                self.assert_blocked(change, before, "faster")
+                self.assertEqual(seen, [b"dead"])
+
+    def test_a_process_that_slept_until_it_was_taken_over_changes_nothing(self):
+        for change, word in self.rows(("other", None)):
+
+            def take_over(_, change=change, word=word):
+                os.unlink(change.lock)
+                with open(change.path, "wb") as file:
+                    file.write(b"OTHERS=1\n")
+                if word:  # else that process is at its end
+                    self.hold(change, word)
+
+            others = [os.path.basename(change.lock)] if word else []
+            with self.case(change, word), mid_change(take_over):
+                self.assert_refused(change, change.path, b"OTHERS=1\n", *others)
+                self.assertEqual(content_of(change.lock), word and word.encode())
+
+    def test_a_change_that_fails_or_is_interrupted_leaves_no_lock_file(self):
+        ends = ((OSError(errno.ENOSPC, "full"), 1), (KeyboardInterrupt(), 130))
+        for change, (error, code) in self.rows(ends):
+            act = unittest.mock.Mock(side_effect=error)
+            with self.case(change, code) as before, mid_change(act):
+                self.assertEqual(self.call(*change.command).code, code)
+                self.assertEqual(self.left(), self.LEFT)
+                self.assertEqual(file_bytes(change.path), before)
+
+    def test_eight_processes_at_once_lose_nothing(self):
+        script = (
+            "import errno, fcntl, sys\n"
+            "def flock(descriptor, operation):\n"
+            "    raise OSError(errno.ENOLCK, 'no locks')\n"
+            "fcntl.flock = flock\n" + AS_MAIN + "sys.exit(status)\n"
+        )
+        command = ("auth", "token", "--no-verify", "--project", "proj-alpha", "--api-key")
+        processes = []
+        for number in range(8):
+            argv = command + ("llx-CANARY-0123456789abcdef-%04d" % number,)
+            process = self.spawn(*argv, python=("-c", script), stdin=subprocess.DEVNULL)
+            self.addCleanup(process.kill)
+            processes.append(process)
+        for process in processes:
+            out, err = process.communicate(timeout=60)
+            result = self.note(process.returncode, out, err)
+            self.assertEqual((result.code, len(self.warnings_of(result))), (0, 1), err)
+        names = ["llx-%04d" % number for number in range(8)]
+        self.assertEqual(sorted(self.profiles()), names + ["main"])
+        self.assertEqual(self.left(), self.LEFT)
+
+
+class FileSystemsWithoutModes(FileSystemCase):
+    """Where chmod fails, and each file has the mode that the mount gives to all."""
+
+    @contextlib.contextmanager
+    def modes(self, error, mode):
+        """chmod fails with ERROR, each new file has MODE, and all mounts are FAT."""
+        really_open = os.open
+        really_chmod = os.fchmod
+        open_file = open
+
+        def opened(path, flags, *args, **options):
+            descriptor = really_open(path, flags, *args, **options)
+            if flags & os.O_CREAT:
+                really_chmod(descriptor, mode)
+            return descriptor
+
+        def mounts(path, *args, **options):
+            file = open_file(path, *args, **options)
+            if path != "/proc/self/mountinfo":
+                return file
+            with file:
+                return io.StringIO(re.sub(" - [^ ]+ ", " - vfat ", file.read()))
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(unittest.mock.patch.object(os, "open", opened))
+            stack.enter_context(unittest.mock.patch("builtins.open", mounts))
+            stack.enter_context(failing(os, "fchmod", error))
+            stack.enter_context(failing(os, "chmod", error))
+            yield
+
+    ERRORS = ("EPERM", "ENOTSUP")
+
+    def assert_made_with_mode(self, change, error, mode, is_new, warnings=0):
+        os.chmod(change.path, mode)
+        if is_new:
+            os.unlink(change.path)
+        with self.modes(error, mode):
+            for warning in self.assert_made(change, warnings):
+                self.assertIn("others can read " + change.path, warning)
+        self.assertEqual(mode_of(change.path), oct(mode))
+
+    def test_a_change_is_made_where_nobody_else_can_read_the_file(self):
+        for change, *row in self.rows(self.ERRORS, (0o600, 0o700), (True, False)):
+            with self.case(change, *row):
+                self.assert_made_with_mode(change, *row)
+
+    def test_a_change_of_a_store_that_others_can_read_is_made_and_warned_about(self):
+        for row in itertools.product(self.ERRORS, (0o604, 0o755), (True, False)):
+            with self.case(self.store, *row):
+                self.assert_made_with_mode(self.store, *row, warnings=1)
+
+    def test_a_file_system_that_cannot_sync_stops_nothing(self):
+        for change, error in self.rows(("EINVAL", "ENOTSUP", "ENOSYS")):
+            with self.case(change, error), failing(os, "fsync", error):
+                self.assert_made(change)
+
+    def test_one_without_locks_modes_and_syncs_stops_nothing(self):
+        for (change,) in self.rows():
+            with self.case(change), contextlib.ExitStack() as stack:
+                stack.enter_context(failing(fcntl, "flock", "ENOSYS"))
+                stack.enter_context(failing(os, "fsync", "ENOSYS"))
+                stack.enter_context(self.modes("ENOSYS", 0o600))
+                self.assert_made(change, 1)
+
+    def test_a_sync_that_fails_stops_a_change(self):
+        for change, error in self.rows(("EIO", "ENOSPC", "EDQUOT")):
+            with self.case(change, error) as before, failing(os, "fsync", error):
+                self.assert_refused(change, change.path, before)
 
 
 # ========================================================================================
