@@ -2081,12 +2081,16 @@ class Answer(AnswerValues):
             raise Unreachable(f"{self.url} sent no JSON object")
         return value
 
+    def is_failing(self) -> bool:
+        """Whether the server failed, or had no time."""
+        return self.status in (408, 429) or self.status >= 500
+
     def require_success(self) -> "Answer":
         """This answer, if its status is 2xx; raises Unreachable or Refused."""
         if 200 <= self.status < 300:
             return self
         message = f"{self.url} answered {self.status}{self.explanation()}"
-        if self.status == 429 or self.status >= 500:
+        if self.is_failing():
             raise Unreachable(message, FAILING)
         refused = Refused(message, self.status)
         if self.status == 401:
@@ -2095,15 +2099,16 @@ class Answer(AnswerValues):
         raise refused
 
     def explanation(self) -> str:
-        """The server's `detail` (FastAPI) or error (RFC 6749 §5.2), and the request id."""
+        """The server's error (RFC 6749 §5.2) or `detail` (FastAPI), and the request id."""
         body = parse_object(self.body) or {}
-        detail = body.get("detail") or body.get("error_description") or body.get("error")
+        detail = body.get("detail")
         if isinstance(detail, list):
             messages = [str(each.get("msg")) for each in detail if isinstance(each, dict)]
             detail = "; ".join(messages)
         text = ""
-        if detail and isinstance(detail, str):
-            text = f": {shortened(detail)}"
+        for words in (body.get("error"), body.get("error_description"), detail):
+            if words and isinstance(words, str):
+                text += f": {shortened(words)}"
         get = self.headers.get
         request_id = get("x-request-id") or get("x-correlation-id")
         if request_id:
@@ -2545,11 +2550,13 @@ DEVICE_SCOPE = "email offline_access openid profile"
 MIN_INTERVAL = 0.001
 MAX_BACKOFF = 30.0
 CLOCK_LEEWAY = 120.0  # between the provider's clock and ours
+PENDING = "authorization_pending"
 REFUSALS = {  # RFC 8628 §3.5: the errors that end a login
     "access_denied": "the login was denied in the browser",
     "authorization_declined": "the login was denied in the browser",  # Entra's word
     "expired_token": "the code expired before it was approved",
 }
+POLL_ERRORS = {PENDING, "slow_down", *REFUSALS}
 
 
 def read_text(answer: "Json", name: str) -> str:
@@ -2585,13 +2592,13 @@ def read_configuration(
     """
     answer = client.get_json(trusted_url(discovery_url, api_url))
     device_endpoint = answer.get("device_authorization_endpoint")
-    if device_endpoint is None:
+    if not device_endpoint:
         raise Failure("the identity provider has no device flow", HINT_TOKEN)
     provider = {
         "issuer": read_text(answer, "issuer"),
         "client_id": client_id,
         "token_endpoint": read_text(answer, "token_endpoint"),
-        "revocation_endpoint": answer.get("revocation_endpoint"),
+        "revocation_endpoint": answer.get("revocation_endpoint") or None,
     }  # type: Provider
     return checked_provider(provider, api_url), trusted_url(device_endpoint, api_url)
 
@@ -2613,7 +2620,7 @@ def request_device_code(
     expires_in = read_seconds(device, "expires_in")
     require_usable(expires_in, "the identity provider sent no usable 'expires_in'")
     interval = read_seconds(device, "interval") or DEFAULT_INTERVAL
-    address = "verification_uri" if "verification_uri" in device else "verification_url"
+    address = "verification_uri" if device.get("verification_uri") else "verification_url"
     complete = device.get("verification_uri_complete")
     return {
         "verification_uri": trusted_url(read_text(device, address), api_url),
@@ -2627,9 +2634,14 @@ def request_device_code(
 
 
 def oauth_error(answer: Answer) -> "Optional[str]":
-    """The error of an answer (RFC 6749 §5.2), None where it has none or an empty one."""
+    """The error of an answer (RFC 6749 §5.2), None where it has none or an empty one.
+
+    Where a server fails, only what RFC 8628 §3.5 knows is the provider's word.
+    """
     error = (parse_object(answer.body) or {}).get("error")
-    return str(error) if error else None
+    if not isinstance(error, str) or (answer.is_failing() and error not in POLL_ERRORS):
+        return None
+    return error or None
 
 
 def poll_for_tokens(
@@ -2657,8 +2669,6 @@ def poll_for_tokens(
             if error is None:
                 return answer.require_success().json()
         except Failure as failure:
-            if isinstance(failure, Refused) and failure.is_sure:
-                raise
             if trouble is None:
                 warn(f"{failure.message}; still waiting")
             trouble = failure
@@ -2668,8 +2678,8 @@ def poll_for_tokens(
             raise Failure(REFUSALS[error], HINT_LOGIN, EXIT_REJECTED)
         if error == "slow_down":
             interval += SLOW_DOWN  # RFC 8628 §3.5: for this and all later requests
-        elif error != "authorization_pending":
-            raise Failure(f"the login failed: {error}{answer.explanation()}")
+        elif error != PENDING:
+            raise Failure(f"the login failed{answer.explanation()}")
         pause = interval
         trouble = None
 
@@ -2711,11 +2721,13 @@ def read_claims(id_token: "Any") -> "Json":
 
 def is_same_issuer(issuer: str, claims: "Json") -> bool:
     """Whether CLAIMS come from ISSUER, one slash at its end and Entra's tenant aside."""
-    expected = issuer.replace("{tenantid}", str(claims.get("tid")))
+    tenant = claims.get("tid")
+    if isinstance(tenant, str):
+        issuer = issuer.replace("{tenantid}", tenant)
     found = claims.get("iss")
     if not isinstance(found, str):
         return False
-    return found == expected or f"{found}/" == expected or found == f"{expected}/"
+    return found == issuer or f"{found}/" == issuer or found == f"{issuer}/"
 
 
 def read_user(id_token: "Any", provider: "Provider", now: float) -> User:
@@ -2749,7 +2761,7 @@ def read_user(id_token: "Any", provider: "Provider", now: float) -> User:
         raise Failure(f"{refused} it names no user")
     names = [claims.get(name) for name in ("email", "preferred_username", "upn")]
     known_as = [name for name in names if name and isinstance(name, str)]
-    return User(claims["iss"], sub, known_as[0] if known_as else None)
+    return User(claims["iss"].rstrip("/"), sub, known_as[0] if known_as else None)
 
 
 # ==== api: one function an endpoint, typed data out
@@ -3389,7 +3401,8 @@ def name_login(
     profiles = environment["profiles"]
     theirs = {}  # type: Dict[Optional[str], Profile]
     for each, profile in profiles.items():
-        if (profile.get("issuer"), profile.get("sub")) == (user.issuer, user.sub):
+        issuer = (profile.get("issuer") or "").rstrip("/")
+        if (issuer, profile.get("sub")) == (user.issuer, user.sub):
             theirs[each] = profile
     if wanted and wanted not in theirs:
         refuse_name_of_login(environment, wanted)
@@ -3562,8 +3575,8 @@ def finish_login(
     key_ids = []  # type: List[str]
     with ExitStack() as undo:
         undo.callback(abandon_login, app, session, key_ids)
-        session.tokens.update(read_tokens(answer, time.time()))
         forget_waiting_login(app, api_url, waiting)
+        session.tokens.update(read_tokens(answer, time.time()))
         user = read_user(answer.get("id_token"), provider, time.time())
         environment = get_environment(app.store.load(), api_url)
         name, known = name_login(environment, user, args.name)
