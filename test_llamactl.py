@@ -4436,9 +4436,15 @@ def full_path(name, folder):
     return os.path.normpath(os.path.join(os.readlink("/proc/self/fd/%d" % folder), name))
 
 
+def skip_without_paths_of_descriptors():
+    if not os.path.exists("/proc/self/fd"):
+        raise unittest.SkipTest("needs /proc, to know the path of an open folder")
+
+
 @contextlib.contextmanager
 def opening_fails(refused, number):
     """os.open fails with the error NUMBER where REFUSED(path, flags), even for root."""
+    skip_without_paths_of_descriptors()
     really_open = os.open
 
     def failing_open(path, flags, *args, dir_fd=None):
@@ -5229,6 +5235,7 @@ class FullDiskTest(DiskCase):
 @contextlib.contextmanager
 def mid_change(act):
     """ACT gets the path of each file that is written whole, and not yet in its place."""
+    skip_without_paths_of_descriptors()
     really_sync = os.fsync
 
     def hooked(descriptor):
@@ -5257,6 +5264,7 @@ class FileSystemCase(DiskCase):
     LEFT = ["app.env", "conf", "profiles.json"]  # and nothing else, but for locks let go
 
     def setUp(self):
+        skip_without_paths_of_descriptors()
         super().setUp()
         self.cloud = self.cloud_server()
         path = os.path.join(self.home, "app.env")
@@ -5397,6 +5405,7 @@ class FileSystemsWithoutLocks(FileSystemCase):
                 self.assertEqual(len(pauses), 1)
 
     def test_that_of_a_process_that_took_over_first_is_put_back(self):
+        skip_without_paths_of_descriptors()
         really_replace = os.replace
         for (change,) in self.rows():
             seen = []
@@ -10475,6 +10484,7 @@ class AuthToken(CommandCase):
             file.write(content)
 
     def test_key_from_an_inherited_descriptor(self):
+        skip_without_paths_of_descriptors()
         self.key_file(KEY.encode() + b"\n")
         command = 'exec "$0" "$@" 3< key.txt'
         process = subprocess.Popen(
