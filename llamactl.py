@@ -361,7 +361,7 @@ class Process(ProcessValues):
         if text is None:
             return default
         if not re.fullmatch("[0-9]{1,5}", text) or int(text) == 0:
-            raise misuse(f"{VAR_TIMEOUT} must be a number of seconds")
+            raise misuse(f"{VAR_TIMEOUT} must be a whole number of seconds")
         return float(text)
 
     def config_folder(self) -> "Optional[str]":
@@ -400,8 +400,9 @@ def read_process() -> Process:
 
 
 def reason(error: BaseException) -> str:
-    """The operating system's own words for ERROR, without paths or values."""
-    return getattr(error, "strerror", None) or type(error).__name__
+    """The operating system's or OpenSSL's own words for ERROR, without paths or values."""
+    words = getattr(error, "strerror", None) or type(error).__name__
+    return re.sub(r"^\[.*?\] | \(_ssl.*\)$", "", words)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -589,6 +590,11 @@ def split_url(url: str, rest: str) -> "Tuple[str, str, int, str]":
     return scheme, match.group(2).lower(), port, match.group(4) or ""
 
 
+def is_loopback(url: str) -> bool:
+    """Whether URL leads to this machine."""
+    return bool(re.match(r"(?i)https?://(localhost|127\.[0-9.]+|\[::1\])([:/?]|$)", url))
+
+
 def normal_url(url: str) -> str:
     """An API URL as it is stored and compared (RFC 3986 §6.2.2.1, §6.2.3).
 
@@ -598,8 +604,10 @@ def normal_url(url: str) -> str:
         scheme, host, port, path = split_url(url, "/[a-z0-9._~%/@:,+=-]*")
     except ValueError:
         likely = DEFAULT_API_URL
-        if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(:[0-9]+)?/?", url):
-            likely = f"https://{url}"
+        if re.fullmatch("[A-Za-z0-9.-]+(:[0-9]+)?/?", url):
+            likely = f"http://{url}"
+            if not is_loopback(likely):
+                likely = f"https://{url}"
         message = "an API URL is http(s)://HOST, without user, query or fragment"
         raise misuse(message, f"llamactl environments add {likely}") from None
     place = host if port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
@@ -613,11 +621,6 @@ def origin_of(url: str) -> str:
     except ValueError:
         raise Failure(f"the server named an unusable URL: {shortened(url)}") from None
     return f"{scheme}://{host}:{port}"
-
-
-def is_loopback(url: str) -> bool:
-    """Whether URL leads to this machine."""
-    return bool(re.match(r"(?i)https?://(localhost|127\.[0-9.]+|\[::1\])([:/?]|$)", url))
 
 
 def is_sent_in_clear(url: str) -> bool:
@@ -1059,20 +1062,24 @@ class Terminal:
         if current in labels:
             question = f"{name.capitalize()}, by number or name [{labels[current]}]: "
         shown = choices
+        complaint = ""
         while True:
             self.show_menu(shown, current)
+            if complaint:
+                self.tell(complaint)
             answer = self.ask(question)
             if not answer and current in labels:
                 return str(current)
             matches = find_choices(answer, shown[:MENU_LENGTH], choices)
             if len(matches) == 1:
                 return matches[0]
+            complaint = ""
             if matches:
                 shown = [choice for choice in choices if choice[0] in matches]
             else:
                 word = answer or "an empty answer"
                 count = len(shown[:MENU_LENGTH])
-                self.tell(f"{word} is not on the list (1 to {count})")
+                complaint = f"{word} is not on the list (1 to {count})"
 
     def show_menu(self, choices: "Choices", current: "Optional[str]") -> None:
         for number, (value, label) in enumerate(choices[:MENU_LENGTH], 1):
@@ -1736,23 +1743,32 @@ def rewrite_checked(
     return True
 
 
-def is_unignored(path: str) -> bool:
-    """Whether PATH is in a git work tree whose .gitignore files do not name it."""
+def is_ignored(pattern: str, parts: "List[str]") -> bool:
+    """Whether a line of a .gitignore names the path PARTS, or a folder on it."""
     from fnmatch import fnmatch
 
-    path = abspath(path)
-    folder, name = os.path.split(path)
+    pattern = re.sub(r"^\*\*/|/$", "", pattern)
+    names = parts
+    if "/" in pattern:
+        names = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(fnmatch(name, pattern.lstrip("/")) for name in names)
+
+
+def is_unignored(path: str) -> bool:
+    """Whether PATH is in a git work tree whose .gitignore files do not name it."""
+    folder, name = os.path.split(abspath(path))
+    parts = [name]
     while folder != dirname(folder):
-        ignore = join(folder, ".gitignore")
-        if isfile(ignore):
-            with suppress(OSError), open(ignore, "rb") as file:
-                for line in file.read().decode("utf-8", "replace").splitlines():
-                    pattern = re.sub(r"^(\*\*)?/", "", line.strip())
-                    if fnmatch(name, pattern) or fnmatch(path[len(folder) + 1 :], pattern):
-                        return False
+        for ignore in (".gitignore", ".git/info/exclude"):
+            with suppress(OSError), open(join(folder, ignore), "rb") as file:
+                lines = file.read().decode("utf-8", "replace").splitlines()
+                for line in reversed(lines):  # the last one that fits decides
+                    if is_ignored(line.strip().lstrip("!"), parts):
+                        return line.startswith("!")
         if exists(join(folder, ".git")):
             return True
-        folder = dirname(folder)
+        folder, name = os.path.split(folder)
+        parts.insert(0, name)
     return False
 
 
@@ -1910,7 +1926,7 @@ class Store:
             return data
 
     @contextmanager
-    def opened(self, verb: str, hint: str = "") -> "Iterator[None]":
+    def opened(self, verb: str, hint: str = HINT_FOLDER) -> "Iterator[None]":
         """Open the store's place, to work there as ourselves or, as root, as its owner.
 
         Raises Failure where a part of it belongs to anybody else.
@@ -1983,7 +1999,7 @@ class Store:
         if not self.folder:
             message = "there is no home directory to keep profiles in"
             raise Failure(message, HINT_FOLDER)
-        with self.opened("changed", HINT_FOLDER):
+        with self.opened("changed"):
             self._place.read(self._check_owner)
             self._place.make_folders()
             with exclusive(self._place, self.warn, HINT_OWNER):
@@ -2105,7 +2121,7 @@ class Answer(AnswerValues):
         if isinstance(detail, list):
             messages = [str(each.get("msg")) for each in detail if isinstance(each, dict)]
             detail = "; ".join(messages)
-        text = ""
+        text = " with a web page" if self.body.lstrip()[:1] == b"<" else ""
         for words in (body.get("error"), body.get("error_description"), detail):
             if words and isinstance(words, str):
                 text += f": {shortened(words)}"
@@ -2341,13 +2357,14 @@ def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
     """What ssl raised: a failed handshake, or a connection that broke off."""
     if has_begun or "EOF" in type(error).__name__:
         return Unreachable(f"{origin}: the connection broke off", BROKEN_OFF)
-    words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
-    hint = ""
+    words = getattr(error, "verify_message", "")
+    hint = "export SSL_CERT_FILE=PATH" if words else ""
+    words = words or getattr(error, "reason", "") or "the certificate is not valid here"
     if words == "WRONG_VERSION_NUMBER":
         words = "the server does not use TLS"
-        hint = f"llamactl environments add http{origin.partition(' ')[0][5:]}"
-    message = f"{origin}: TLS failed: {words or 'the certificate is not valid here'}"
-    return Unreachable(message, UNUSABLE, hint)
+        if " " not in origin:  # else a proxy may be what does not
+            hint = f"llamactl environments add http{origin[5:]}"
+    return Unreachable(f"{origin}: TLS failed: {words}", UNUSABLE, hint)
 
 
 def network_failure(error: Exception, place: str, has_begun: bool) -> Unreachable:
@@ -2919,6 +2936,17 @@ class ControlPlane(PlaneValues):
 
 
 # ==== credential: which key, URL and project a command uses, and where each came from
+@contextmanager
+def naming_variable(name: str) -> "Iterator[None]":
+    """Have a Failure name the variable whose value is at fault."""
+    try:
+        yield
+    except Failure as failure:
+        failure.message = f"{name}: {failure.message}"
+        failure.hint = f"unset {name}"
+        raise
+
+
 def credential_with_key(
     process: Process, key: str, source: str, project: "Optional[str]"
 ) -> Credential:
@@ -2929,13 +2957,15 @@ def credential_with_key(
     api_url = process.get(VAR_API_URL)
     project_id = process.get(VAR_PROJECT)
     if project_id and not project:
-        require_plain(project_id, "the project id")
+        with naming_variable(VAR_PROJECT):
+            require_plain(project_id, "the project id")
     sources = {
         "environment": VAR_API_URL if api_url else "default",
         "project_id": "--project" if project else VAR_PROJECT,
         "api_key": source,
     }
-    api_url = normal_url(api_url or DEFAULT_API_URL)
+    with naming_variable(VAR_API_URL):
+        api_url = normal_url(api_url or DEFAULT_API_URL)
     return Credential(api_url, key, project or project_id, None, {}, sources)
 
 
@@ -2952,10 +2982,11 @@ def credential_of_variables(
         return None
     if key and path:
         raise misuse(f"{VAR_API_KEY} and {VAR_KEY_FILE} exclude each other")
-    if path:
-        return credential_with_key(process, read_key_file(path), VAR_KEY_FILE, project)
-    if key:
-        return credential_with_key(process, clean_key(key), VAR_API_KEY, project)
+    if key or path:
+        variable = VAR_KEY_FILE if path else VAR_API_KEY
+        with naming_variable(variable):
+            key = read_key_file(path) if path else clean_key(key or "")
+        return credential_with_key(process, key, variable, project)
     for name in (VAR_PROJECT, VAR_API_URL):
         if process.get(name):
             warn(f"{name} is ignored, as {VAR_API_KEY} is not set")
@@ -3005,7 +3036,8 @@ def credential_of_profile(
         name = process.get(VAR_PROFILE)
         named_by = VAR_PROFILE if name else "auth use"
     api_url = current_url(data)
-    found = find_profile(data, api_url, name)
+    with naming_variable(VAR_PROFILE) if named_by == VAR_PROFILE else ExitStack():
+        found = find_profile(data, api_url, name)
     profile = {}  # type: Profile
     if found:
         profile = get_environment(data, api_url)["profiles"][found]
@@ -3016,7 +3048,6 @@ def credential_of_profile(
         "environment": source_of_url(data),
         "profile": named_by,
         "project_id": "--project" if project else "profile",
-        "project_name": None if project else "profile",
         "api_key": "profile",
     }
     project_id = project or profile.get("project_id")
@@ -3064,6 +3095,7 @@ def resolve_credential(
 # for what is requested while the store is locked: less than others wait for the lock
 KEY_TIMEOUT = 5.0
 REVOCATION_TIMEOUT = 3.0
+NEXT_STEP = "next: llamactl auth inject, or llamactl auth exec -- COMMAND"
 TOKEN_LEEWAY = 30.0  # an access token this close to its end is refreshed first
 
 
@@ -3114,13 +3146,17 @@ class App:
         if args.api_key_file and name:
             raise misuse("--api-key-file and a profile exclude each other")
         if args.api_key_file:
-            key = read_key_file(args.api_key_file)
+            key = self.read_key(args.api_key_file)
             source = "--api-key-file"
             credential = credential_with_key(self.process, key, source, args.project)
         else:
             credential = resolve_credential(
                 self.process, self.store, name, named_by, args.project, needs_project
             )
+        return self.use(credential)
+
+    def use(self, credential: Credential) -> Credential:
+        """Hide the key of CREDENTIAL, and know what helps where it is rejected."""
         self.terminal.hide(credential.api_key or "")
         if not credential.name:
             self.rejected_hint = f"replace or unset {credential.sources['api_key']}"
@@ -3140,8 +3176,10 @@ class App:
         credential = self.credential(args, name)
         project_id = credential.project_id
         if not project_id:
-            owner = f"profile {credential.name} has" if credential.name else "there is"
-            raise misuse(f"{owner} no project", "llamactl projects use ID")
+            if not credential.name:
+                raise misuse("no project given; use --project ID")
+            message = f"profile {credential.name} has no project"
+            raise misuse(message, "llamactl projects use ID")
         if args.project in (None, credential.profile.get("project_id")):
             return credential
         try:
@@ -3152,6 +3190,21 @@ class App:
                 raise
             self.warn(f"project {project_id} is unverified: {failure.message}")
         return credential._replace(project_id=project_id)
+
+    def read_key(self, path: str) -> str:
+        """The key in the file PATH; - is stdin, or the prompt where somebody can type."""
+        if path != "-":
+            return read_key_file(path)
+        if self.terminal.can_ask():
+            return self.ask_key("API key: ")
+        return self.terminal.read_stdin()
+
+    def ask_key(self, question: str) -> str:
+        """A key that is typed, and not shown; raises Failure."""
+        key = clean_key(self.terminal.ask_hidden(question))
+        if len(key) >= MAX_LINE:
+            raise misuse(f"a terminal takes {MAX_LINE} characters; use --api-key-file")
+        return key
 
     def plane(self, api_url: str, key: "Optional[str]" = None) -> ControlPlane:
         return ControlPlane(self.client, api_url, key)
@@ -3289,12 +3342,10 @@ def given_key(app: App, args: "Args") -> "Optional[str]":
     """The key that the command line holds or names; None where it does neither."""
     if args.api_key is not None and args.api_key_file is not None:
         raise misuse("--api-key and --api-key-file exclude each other")
-    if "-" in (args.api_key, args.api_key_file):
-        return (
-            None if app.terminal.can_ask() else app.terminal.read_stdin()
-        )  # hidden, if typed
     if args.api_key_file is not None:
-        return read_key_file(args.api_key_file)
+        return app.read_key(args.api_key_file)
+    if args.api_key == "-":
+        return app.read_key("-")
     return None if args.api_key is None else clean_key(args.api_key)
 
 
@@ -3318,7 +3369,7 @@ def verify_key(
         message = f"the API key was rejected: {refused.message}"
         hint = f"create a key {WEB_CONSOLE}"
         if refused.status == 403:
-            message = f"the API key may not list projects: {refused.message}"
+            message = f"the API key is not allowed to list projects: {refused.message}"
             hint = "llamactl auth token --no-verify --api-key-file PATH --project ID"
         elif not str(key).startswith("llx-"):
             message += "; a LlamaCloud key begins with llx-"
@@ -3342,9 +3393,7 @@ def ask_for_key(
     while True:
         tries -= 1
         try:
-            key = clean_key(app.terminal.ask_hidden(f"API key for {api_url}: "))
-            if len(key) >= MAX_LINE:
-                raise misuse(f"a terminal takes {MAX_LINE} characters; use --api-key-file")
+            key = app.ask_key(f"API key for {api_url}: ")
             return key, verify_key(app, api_url, key, org_id)
         except Failure as failure:
             if not tries or failure.code not in (EXIT_REJECTED, EXIT_USAGE):
@@ -3428,7 +3477,8 @@ def choose_project_of_login(
     except Failure as failure:
         if not projects:
             raise
-        return None, failure
+        kept = [project for project in projects if project.project_id == current]
+        return kept[0] if kept else None, failure
 
 
 def delete_own_key(app: App, session: Session, key_id: str) -> None:
@@ -3602,6 +3652,7 @@ def finish_login(
             app.report(f"logged in as {account}, project {project_label(profile)}")
     if missing:
         raise misuse(missing.message, "llamactl projects use ID")
+    app.say(NEXT_STEP)
 
 
 def delete_key_of_login(session: Session, key_id: str) -> None:
@@ -3792,7 +3843,8 @@ def auth_token(app: App, args: "Args") -> None:
         is_unanswered = failure.stage in (NOT_CONNECTED, SILENT)
         if not is_unanswered or not key or not project_id:
             raise
-        app.warn(f"key and project are stored unverified: {failure.message}")
+        what = f"the key and the project id {project_id}"
+        app.warn(f"{what} are stored unverified: {failure.message}")
     profile = project_fields(project)
     profile["auth_type"] = TOKEN if key else NO_AUTH
     profile["api_key"] = key
@@ -3801,6 +3853,7 @@ def auth_token(app: App, args: "Args") -> None:
     with app.store.change() as data:
         name = store_key_profile(add_environment(data, api_url), profile, args.name)
     app.report(f"profile {name} is current, project {project_label(profile)}")
+    app.say(NEXT_STEP)
 
 
 def start_login(app: App, api_url: str, waiting: "WaitingLogin", output: str) -> None:
@@ -3829,7 +3882,8 @@ def show_code(app: App, api_url: str, waiting: "WaitingLogin", no_browser: bool)
     tell(f"Open {address} on any device and enter this code:")
     tell(f"    {waiting['user_code']}")
     if complete:
-        tell(f"Or open {complete}, which has the code in it.")
+        tell("Or open this address, which has the code in it:")
+        tell(f"    {complete}")
     if not no_browser:
         app.terminal.open_browser(complete or address)
 
@@ -3914,7 +3968,8 @@ def auth_use(app: App, args: "Args") -> None:
 def confirm_deletion(app: App, args: "Args", count: int) -> None:
     """Ask before COUNT profiles are deleted, unless --yes; raises Failure at no."""
     if count and not args.yes:
-        app.terminal.confirm(f"Delete {count} profile(s)?")
+        profiles = "1 profile" if count == 1 else f"{count} profiles"
+        app.terminal.confirm(f"Delete {profiles} and, for logins, their API keys?")
 
 
 def auth_logout(app: App, args: "Args") -> None:
@@ -3995,66 +4050,87 @@ def credential_or_reason(
     except Failure as failure:
         if failure.code != EXIT_REJECTED:
             raise
+        app.rejected_hint = failure.hint
         data = app.store.load()
         sources = {"environment": source_of_url(data)}
         return Credential(current_url(data), None, None, None, {}, sources), failure.message
 
 
 def check_credential(
-    app: App, credential: Credential, missing: str, is_offline: bool
-) -> "Tuple[int, str, Optional[str]]":
-    """Exit code, state and detail of CREDENTIAL, by listing what it can see.
+    app: App, credential: Credential, wanted: "Optional[str]"
+) -> "Tuple[int, str, Optional[str], Optional[Project]]":
+    """Exit code, state and detail of CREDENTIAL, and the project that it uses.
 
-    MISSING says why there is no credential; it is empty where there is one.
+    WANTED is the project of the command line, which may be a name.
     """
-    if missing:
-        return EXIT_REJECTED, "missing", missing
-    if is_offline:
-        return EXIT_DONE, "not checked", None
     try:
         projects = verify_key(app, credential.api_url, credential.api_key, None)
     except Failure as failure:
         if failure.code == EXIT_REJECTED:
-            return EXIT_REJECTED, "rejected", failure.message
-        return EXIT_UNREACHABLE, "unknown", failure.message
+            return EXIT_REJECTED, "rejected", failure.message, None
+        return EXIT_UNREACHABLE, "unknown", failure.message, None
+    if not wanted:
+        projects = [each for each in projects if each.project_id == credential.project_id]
+        if not projects and credential.project_id:
+            return EXIT_FAILED, "works", "but it cannot see the project", None
+        return EXIT_DONE, "works", None, projects[0] if projects else None
     try:
-        find_project(projects, credential.project_id or projects[0].project_id)
-    except (Failure, IndexError):
-        return EXIT_FAILED, "works", "but it cannot see the project"
-    return EXIT_DONE, "works", None
+        return EXIT_DONE, "works", None, find_project(projects, wanted)
+    except Failure as failure:
+        return EXIT_FAILED, "works", failure.message, None
+
+
+def show_status(
+    app: App,
+    rows: "List[Tuple[str, Optional[str], Optional[str]]]",
+    output: str,
+) -> None:
+    """Print ROWS of name, value and source: a table, or one object."""
+    shown = []  # type: Any
+    for name, value, origin in rows:
+        shown.append({"name": name, "value": value, "source": value and origin})
+    if output != "text":
+        sources = {f"{row['name']}_source": row["source"] for row in shown[:-2]}
+        shown = dict({row["name"]: row["value"] for row in shown}, **sources)
+    app.show(shown, output, "name source value")  # what may be long comes last
 
 
 def auth_status(app: App, args: "Args") -> int:
     """What a command would use, where each value came from, and whether it works now."""
     credential, missing = credential_or_reason(app, args, args.name)
-    code, state, detail = check_credential(app, credential, missing, args.offline)
-    source = credential.sources.get
     profile = credential.profile
     key = credential.api_key
+    code = EXIT_REJECTED if missing else EXIT_DONE
+    state = "missing" if missing else "not checked"
+    detail = missing or None
+    project_id = credential.project_id
+    project_name = None if args.project else profile.get("project_name")
+    if not missing and not args.offline:
+        code, state, detail, project = check_credential(app, credential, args.project)
+        if project:
+            project_id = project.project_id
+            project_name = project.project_name
     user = profile.get("email")
     if state == "works" and not user:
         user = app.plane_of(credential).get_user()
     proxy = find_proxy(app.process, credential.api_url, args.offline)
     bundle = find_ca_bundle(app.process)
+    source = credential.sources.get
     rows = [
         ("environment", credential.api_url, source("environment")),
         ("profile", credential.name, source("profile")),
         ("user", user, "profile" if profile.get("email") else "server"),
-        ("project_id", credential.project_id, source("project_id")),
-        ("project_name", source("project_name") and profile.get("project_name"), "profile"),
+        ("project_id", project_id, source("project_id")),
+        ("project_name", project_name, source("project_id")),
         ("api_key", MASK + last_four(key) if key else None, source("api_key")),
         ("ca_bundle", bundle.file or bundle.folder or "the system's", bundle.source),
         ("proxy", proxy and proxy.address, proxy and proxy.source),
         ("credential", state, None),
         ("detail", detail, None),
     ]
-    shown = []  # type: Any
-    for name, value, origin in rows:
-        shown.append({"name": name, "value": value, "source": value and origin})
-    if args.output != "text":
-        sources = {f"{row['name']}_source": row["source"] for row in shown[:-2]}
-        shown = dict({row["name"]: row["value"] for row in shown}, **sources)
-    app.show(shown, args.output, "name source value")  # what may be long comes last
+    show_status(app, rows, args.output)
+    if code == EXIT_REJECTED:
+        app.say(f"hint: {app.rejected_hint}")
     return code
 
 
@@ -4108,6 +4184,8 @@ def report_environment(app: App, api_url: str, environment: "Environment") -> No
     """Say that API_URL is current now, and which profile is, or how to get one."""
     next_step = "next: llamactl auth login, or llamactl auth token"
     profile = environment.get("current_profile")
+    if environment["profiles"]:
+        next_step = "next: llamactl auth use NAME"
     if profile:
         next_step = f"profile {profile}"
     app.report(f"environment {api_url} is current; {next_step}")
@@ -4119,10 +4197,14 @@ def ask_version(app: App, api_url: str) -> "Tuple[bool, List[str]]":
         return app.plane(api_url).get_version()
     except Failure as failure:
         scheme, host, port, path = split_url(api_url, ".*")
-        likely = normal_url(f"{scheme}://{host}:{port}") if path else DEFAULT_API_URL
-        if isinstance(failure, Unreachable) and failure.stage in (NOT_CONNECTED, SILENT):
+        likely = ""
+        if path:
+            likely = normal_url(f"{scheme}://{host}:{port}")
+        elif host.startswith("cloud."):  # the web console
+            likely = api_url.replace("://", "://api.", 1)
+        elif isinstance(failure, Unreachable) and failure.stage in (NOT_CONNECTED, SILENT):
             likely = f"{api_url} --no-verify"
-        if likely != api_url:
+        if likely:
             failure.hint = failure.hint or f"llamactl environments add {likely}"
         raise
 
@@ -4201,7 +4283,9 @@ def projects_get(app: App, args: "Args") -> None:
 def projects_use(app: App, args: "Args") -> None:
     """Choose the project of a profile among those that its key can see."""
     data = app.store.check_writable()
-    credential = credential_of_profile(app.process, data, args.profile, "--profile", None)
+    credential = app.use(
+        credential_of_profile(app.process, data, args.profile, "--profile", None)
+    )
     name = credential.name or pick_profile(app, data, None)
     plane = app.plane_of(credential)
     projects = plane.get_projects(args.org)
@@ -4268,10 +4352,16 @@ def deployments_get(app: App, args: "Args") -> None:
 
 COMPLETION = {
     "bash": """_llamactl() {
-    local IFS=$'\\n'
-    COMPREPLY=($(llamactl completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    local line=${COMP_LINE:0:COMP_POINT} words last IFS=$' \\t\\n'
+    read -ra words <<<"$line"
+    [[ $line == *' ' ]] && words+=('')
+    last=${words[${#words[@]} - 1]}
+    IFS=$'\\n'
+    COMPREPLY=($(llamactl completion words -- "${words[@]:1}" 2>/dev/null))
+    # bash takes @ and : for the start of a word, and replaces only what follows
+    COMPREPLY=("${COMPREPLY[@]#"${last%"${COMP_WORDS[COMP_CWORD]}"}"}")
 }
-complete -F _llamactl llamactl
+complete -o default -F _llamactl llamactl
 """,
     "zsh": """#compdef llamactl
 _llamactl() {
@@ -4504,7 +4594,7 @@ class Parser(argparse.ArgumentParser):
             if match:
                 self.refuse_option(match.group())
         if extra:
-            self.error("one argument too many")
+            self.error(f"one argument too many: {quotable(extra[0])}")
         for name, value in vars(args).items():
             if value == "":
                 self.error(f"{name.replace('_', '-')} is empty")
@@ -4659,6 +4749,9 @@ def read_help_words(arguments: "List[str]") -> "List[str]":
     return arguments
 
 
+HINT_OFFLINE = "llamactl auth status --offline"  # names server, proxy and certificates
+
+
 def run_parsed(app: App, words: str, args: "Args") -> int:
     """Run a command; a hint never names the command that just failed."""
     try:
@@ -4667,7 +4760,7 @@ def run_parsed(app: App, words: str, args: "Args") -> int:
         if isinstance(failure, Refused) and failure.hint == HINT_LOGIN:
             failure.hint = app.rejected_hint
         if isinstance(failure, Unreachable) and not failure.hint:
-            failure.hint = "llamactl auth status"  # names server, proxy and certificates
+            failure.hint = HINT_OFFLINE
         if failure.hint == f"llamactl {words}":
             failure.hint = ""
         raise
@@ -4695,7 +4788,7 @@ def run_command(process: Process, terminal: Terminal, arguments: "List[str]") ->
         commands = {each: texts[1] for each, texts in read_commands().items()}
         return run_parsed(App(process, terminal, commands), words, args)
     if words:
-        terminal.write_error(f"error: `{words}` needs a command\n\n{parser.format_help()}")
+        terminal.write_error(f"error: `{words}` needs a command\n\n{parser.description}\n")
         return EXIT_USAGE
     if parser.parse_all(others).version:
         terminal.write(f"llamactl.py {__version__}\n")
