@@ -44,16 +44,22 @@ import sys
 if __name__ == "__main__" and not getattr(sys.flags, "safe_path", sys.flags.isolated):
     del sys.path[0]
 
-import argparse
-import errno
-import json
-import os
-import re
-import stat
-import time
-from collections import namedtuple
-from contextlib import ExitStack, closing, contextmanager, suppress
-from os.path import abspath, dirname, exists, isabs, isdir, isfile, join, realpath
+LACKS = (
+    "this Python lacks the module %s; install all of it (Debian: apt-get install python3)"
+)
+try:
+    import argparse
+    import errno
+    import json
+    import os
+    import re
+    import stat
+    import time
+    from collections import namedtuple
+    from contextlib import ExitStack, closing, contextmanager, suppress
+    from os.path import abspath, dirname, exists, isabs, isdir, isfile, join, realpath
+except ImportError as error:
+    sys.exit(f"error: {LACKS % error.name}")
 
 __version__ = "1.0.0"
 
@@ -4799,12 +4805,12 @@ def run_command(process: Process, terminal: Terminal, arguments: "List[str]") ->
 
 def report_bug(terminal: Terminal, error: Exception) -> None:
     """Say where this program is wrong, and quote nothing."""
-    from traceback import walk_tb
-
     line = 0
-    for frame, number in walk_tb(error.__traceback__):
-        if frame.f_code.co_filename == run_command.__code__.co_filename:
-            line = number
+    trace = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == run_command.__code__.co_filename:
+            line = trace.tb_lineno
+        trace = trace.tb_next
     kind = type(error).__name__
     terminal.tell(
         f"error: internal error in llamactl.py {__version__}: {kind} at line {line}"
@@ -4830,6 +4836,12 @@ def main(argv: "Optional[List[str]]" = None) -> int:
     except BrokenPipeError:
         terminal.abandon(1)
         return EXIT_DONE
+    except ImportError as error:
+        terminal.tell(f"error: {LACKS % error.name}")
+        return EXIT_FAILED
+    except MemoryError:
+        terminal.tell("error: out of memory")
+        return EXIT_FAILED
     except OSError as error:  # a working folder that is gone, say
         terminal.tell(f"error: {reason(error)}")
         return EXIT_FAILED

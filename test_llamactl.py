@@ -1642,7 +1642,7 @@ class House(unittest.TestCase):
         self.assertEqual(rooms, sorted(rooms, key=list(ROOMS).index))
 
     def test_size(self):
-        self.assertLessEqual(self.tokens(), 28230)  # the goal is 26,000
+        self.assertLessEqual(self.tokens(), 28270)  # the goal is 26,000
         self.assertEqual([n for n, line in enumerate(self.lines, 1) if len(line) > 92], [])
         sizes = sorted(self.last_line(node) - node.lineno + 1 for node in self.functions)
         self.assertLessEqual(sizes[-1], 40)
@@ -1719,7 +1719,8 @@ class House(unittest.TestCase):
             if isinstance(node, ast.Attribute)
         }
         self.assertEqual({room for room, name in uses if name == "os.environ"}, {"process"})
-        self.assertEqual({room for room, name in uses if name == "sys.exit"}, {"main"})
+        leavers = {room for room, name in uses if name == "sys.exit"}
+        self.assertEqual(leavers, {"main", "front door"})  # where a module is missing
         streams = {"sys.stdin", "sys.stdout", "sys.stderr"}
         self.assertEqual({room for room, name in uses if name in streams}, {"terminal"})
 
@@ -2013,6 +2014,34 @@ class StartUp(CommandCase):
                 .decode()
             )
             self.assertIn(sentence, shown)
+
+    def test_a_stripped_python_is_told_which_module_it_lacks(self):
+        """As Debian's python3-minimal is, wherever the module is needed first."""
+        self.with_profile()
+        run = "import sys\nsys.modules[sys.argv.pop(1)] = None\n" + AS_MAIN
+        for name, line in (
+            ("json", "--version"),
+            ("argparse", "auth get"),
+            ("difflib", "confg"),
+            ("http.client", "projects get"),
+            ("urllib.request", "projects get"),
+        ):
+            with self.subTest(name):
+                result = self.run_python(
+                    "-c", run + "sys.exit(status)", name, PROGRAM, *line.split()
+                )
+                words = "error: this Python lacks the module %s; install " % name
+                self.expect(result, 1, "", words)
+                self.assertEqual(result.err.count("\n"), 1)
+
+    def test_where_memory_ends_one_line_says_so(self):
+        self.with_profile()
+        for failing in ("load", "opened"):
+            with unittest.mock.patch.object(
+                llamactl.Store, failing, side_effect=MemoryError
+            ):
+                result = self.call("auth", "get")
+                self.assertEqual(result, (1, "", "error: out of memory\n"))
 
     def test_missing_modules(self):
         """What a self-compiled or stripped Python may lack."""
