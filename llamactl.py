@@ -346,6 +346,7 @@ def require_usable(condition: "Any", message: str) -> None:
 # ==== process: variables, platform and home, read once; turning into another program
 WINDOWS = os.name == "nt"
 MACOS = sys.platform == "darwin"
+SET = "set" if WINDOWS else "export"  # how a shell sets a variable
 EXIT_NOT_EXECUTABLE = 126  # as a shell has it
 EXIT_NOT_FOUND = 127
 
@@ -477,8 +478,11 @@ def replace_process(command: "List[str]", variables: "Dict[str, str]") -> int:
     try:
         if WINDOWS:
             import subprocess
+            from shutil import which
 
-            return subprocess.call(command, env=variables)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's
+            found = which(program) or program  # which may end in .cmd
+            return subprocess.call([found] + command[1:], env=variables)
         # Python ignores these, which other programs die of
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -928,8 +932,8 @@ MENU_LENGTH = 20
 
 
 def open_controlling_terminal() -> "Any":
-    with suppress(OSError):  # there is none here, or none on this platform
-        return open("/dev/tty")
+    with suppress(OSError):  # there is none
+        return open("CONIN$" if WINDOWS else "/dev/tty")
     return None
 
 
@@ -968,6 +972,8 @@ class Terminal:
             raise
         except (OSError, ValueError) as error:
             self.abandon(1)
+            if WINDOWS and getattr(error, "errno", 0) == errno.EINVAL:
+                raise BrokenPipeError from None  # as Windows has it
             raise Failure(f"standard output: {reason(error)}") from None
 
     def abandon(self, descriptor: int) -> None:
@@ -1153,6 +1159,7 @@ LOCK_TIMEOUT = 10.0
 MAX_HOLD = 60.0  # how old a lock file may get where the system has no locks
 RENAME_TIMEOUT = 1.0
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+BINARY = getattr(os, "O_BINARY", 0)  # Windows would write other line ends
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # so that no FIFO holds us up
 FOLDER = getattr(os, "O_PATH", 0) | getattr(os, "O_DIRECTORY", 0) | NO_FOLLOW
 ACL = "system.posix_acl_access"
@@ -1362,6 +1369,18 @@ def write_and_sync(descriptor: int, content: bytes) -> None:
             raise
 
 
+def retried(action: "Callable[[], Any]") -> "Any":
+    """What ACTION returns; on Windows it waits for whoever has the file open."""
+    end = time.monotonic() + RENAME_TIMEOUT
+    while True:
+        try:
+            return action()
+        except PermissionError:
+            if not WINDOWS or time.monotonic() > end:
+                raise
+            time.sleep(LOCK_PAUSE)
+
+
 class Place:
     """Where a file is: in a folder that stays open, so that nobody can put another there.
 
@@ -1435,7 +1454,7 @@ class Place:
 
     def open(self, suffix: str, flags: int) -> int:
         name = self.name + suffix
-        return os.open(name, flags | NO_FOLLOW, 0o600, dir_fd=self.folder)
+        return os.open(name, flags | NO_FOLLOW | BINARY, 0o600, dir_fd=self.folder)
 
     @contextmanager
     def opened(self, mode: str) -> "Iterator[Any]":
@@ -1444,7 +1463,7 @@ class Place:
         def opener(_: str, flags: int) -> int:
             return self.open("", flags | NO_WAIT)
 
-        with open(self.name, mode, buffering=0, opener=opener) as file:
+        with retried(lambda: open(self.name, mode, buffering=0, opener=opener)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Failure(f"{self.path} is not a regular file")
             yield file
@@ -1513,16 +1532,8 @@ class Place:
 
     def put_new(self) -> None:
         """Put the successor in the file's place in one step; raises OSError and Failure."""
-        end = time.monotonic() + RENAME_TIMEOUT
         self.check_held()
-        while True:
-            try:
-                self.rename(self.new, "")
-                break
-            except PermissionError:  # Windows, for the moment that a reader has it open
-                if not WINDOWS or time.monotonic() > end:
-                    raise
-                time.sleep(LOCK_PAUSE)
+        retried(lambda: self.rename(self.new, ""))
         with suppress(OSError):  # so that a power cut leaves it; not every system can
             folder = os.open(".", os.O_RDONLY, dir_fd=self.folder)
             try:
@@ -1640,7 +1651,7 @@ def wait_for_lock(place: Place, hint: str, warn: "Warn") -> int:
 
 
 def remove_lock(place: Place) -> None:
-    with suppress(PermissionError):  # Windows keeps what is open
+    with suppress(PermissionError):  # Windows, where it is open
         place.remove(place.lock)
 
 
@@ -1661,7 +1672,10 @@ def exclusive(
     catch_signals()
     with ExitStack() as stack:
         stack.callback(remove_lock_file, place)
-        stack.callback(os.close, wait_for_lock(place, hint, warn))
+        descriptor = wait_for_lock(place, hint, warn)
+        if WINDOWS and not keep:  # which keeps what is open
+            stack.callback(remove_lock, place)
+        stack.callback(os.close, descriptor)
         if not keep:
             stack.callback(remove_lock, place)
         stack.callback(lambda: place.remove(place.new))
@@ -1820,7 +1834,7 @@ def rewrite_file(
 
 # ==== store: profiles.json, the shape of its records and their check
 STORE_NAME = "profiles.json"
-HINT_FOLDER = f"export {VAR_FOLDER}=PATH"
+HINT_FOLDER = f"{SET} {VAR_FOLDER}=PATH"
 HINT_OWNER = f"run llamactl as that user, or {HINT_FOLDER}"
 STORE_VERSION = 1
 DAMAGED = ".damaged-"
@@ -2265,7 +2279,7 @@ def find_proxy(process: Process, url: str, is_offline: bool = False) -> "Optiona
     kind, _, place = address.rpartition("://")
     if kind.lower() not in ("", "http"):
         message = f"{source} names a proxy of the kind {kind}://, which is not supported"
-        raise Failure(message, f"export {scheme}_proxy=http://HOST:PORT")
+        raise Failure(message, f"{SET} {scheme}_proxy=http://HOST:PORT")
     return Proxy(f"http://{place}", f"http://{place.rpartition('@')[2]}", source)
 
 
@@ -2364,7 +2378,7 @@ def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
     if has_begun or "EOF" in type(error).__name__:
         return Unreachable(f"{origin}: the connection broke off", BROKEN_OFF)
     words = getattr(error, "verify_message", "")
-    hint = "export SSL_CERT_FILE=PATH" if words else ""
+    hint = f"{SET} SSL_CERT_FILE=PATH" if words else ""
     words = words or getattr(error, "reason", "") or "the certificate is not valid here"
     if words == "WRONG_VERSION_NUMBER":
         words = "the server does not use TLS"
@@ -2418,6 +2432,15 @@ def retry_after(answer: Answer, default: float, now: float) -> float:
     with suppress(TypeError, ValueError):  # no date
         return max(default, parsedate_to_datetime(text).timestamp() - now)
     return default
+
+
+def wait_in_steps(
+    wait: "Callable[[float], Any]", is_done: "Callable[[], bool]", end: float
+) -> bool:
+    """WAIT until IS_DONE or END (monotonic); Windows sees Ctrl-C only between the steps."""
+    while not is_done() and time.monotonic() < end:
+        wait(min(0.5, max(0.0, end - time.monotonic())))
+    return is_done()
 
 
 class Client(ClientValues):
@@ -2557,11 +2580,12 @@ class Client(ClientValues):
             thread.start()
         except RuntimeError:  # the system allows no more of them
             return exchange()
-        if not has_begun.wait(max(0.0, min(patience, end - time.monotonic()))):
+        if not wait_in_steps(
+            has_begun.wait, has_begun.is_set, min(time.monotonic() + patience, end)
+        ):
             message = f"{place}: timed out waiting for an answer"
             raise Unreachable(message, SILENT)
-        thread.join(max(0.0, end - time.monotonic()))
-        if thread.is_alive():
+        if not wait_in_steps(thread.join, lambda: not thread.is_alive(), end):
             message = f"{place}: timed out before the answer was complete"
             raise Unreachable(message, SLOW)
         return None
@@ -2949,7 +2973,7 @@ def naming_variable(name: str) -> "Iterator[None]":
         yield
     except Failure as failure:
         failure.message = f"{name}: {failure.message}"
-        failure.hint = f"unset {name}"
+        failure.hint = f"set {name}=" if WINDOWS else f"unset {name}"
         raise
 
 

@@ -10,6 +10,7 @@ python3 test_llamactl.py demo          the whole job, each command with what it 
 python3 test_llamactl.py sandbox       keeps the stand-in up to play with, until Ctrl-C
 python3 test_llamactl.py bench         measures start-up, network commands and growth
 python3 test_llamactl.py yaml-readers  what PyYAML and ruamel.yaml read (CI has them)
+python3 test_llamactl.py windows PYTHON...  the program on a Windows Python (CI has Wine)
 """
 
 import ast
@@ -17,7 +18,6 @@ import base64
 import collections
 import contextlib
 import errno
-import fcntl
 import fnmatch
 import gc
 import html
@@ -30,7 +30,6 @@ import os
 import platform
 import random
 import re
-import resource
 import secrets
 import select
 import shlex
@@ -44,7 +43,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import threading
 import time
 import tokenize
@@ -55,6 +53,13 @@ import unittest.mock
 import urllib.parse
 import warnings
 import webbrowser
+
+try:
+    import fcntl
+    import resource
+    import termios
+except ImportError:  # Windows
+    fcntl = resource = termios = None
 
 
 # ---------------------------------------------------------------------------------------
@@ -1304,6 +1309,7 @@ class Case(unittest.TestCase):
 
     def note(self, code, out, err, sings=False):
         out, err = out.decode("utf-8"), err.decode("utf-8", "replace")
+        out, err = out.replace(os.linesep, "\n"), err.replace(os.linesep, "\n")
         self.heard += [err] if sings else [out, err]
         self.assertNotIn("Traceback", err)
         self.assertNotIn("internal error in llamactl", err)
@@ -1579,7 +1585,7 @@ NETWORK_MODULES = {"urllib", "ssl", "http", "socket", "email"}
 ALLOWED_MODULES = set(
     "argparse contextlib errno json os re stat sys time collections io base64 getpass "
     "warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
-    "threading difflib traceback textwrap typing email pwd shlex select ipaddress fnmatch "
+    "threading difflib textwrap typing email pwd shlex select ipaddress fnmatch shutil "
     "unicodedata termios".split()
 )
 
@@ -1642,7 +1648,7 @@ class House(unittest.TestCase):
         self.assertEqual(rooms, sorted(rooms, key=list(ROOMS).index))
 
     def test_size(self):
-        self.assertLessEqual(self.tokens(), 28270)  # the goal is 26,000
+        self.assertLessEqual(self.tokens(), 28440)  # the goal is 26,000
         self.assertEqual([n for n, line in enumerate(self.lines, 1) if len(line) > 92], [])
         sizes = sorted(self.last_line(node) - node.lineno + 1 for node in self.functions)
         self.assertLessEqual(sizes[-1], 40)
@@ -1823,6 +1829,7 @@ class House(unittest.TestCase):
             "SHELL",
             "FW",
             "O_PATH",
+            "O_BINARY",
             "O_DIRECTORY",
             "O_NOFOLLOW",
             "O_NONBLOCK",
@@ -3209,6 +3216,8 @@ done
 def read_by_shells(texts):
     """What a real `sh` makes of each text: {name: value}, or None where it refuses the
     file."""
+    if os.name == "nt":
+        raise unittest.SkipTest("needs a shell of POSIX")
     half = (len(texts) + 1) // 2
     with tempfile.TemporaryDirectory() as folder:
         shells = []
@@ -13814,6 +13823,90 @@ Ctrl-C ends it and deletes that folder."""
     return 0
 
 
+# For Windows: arguments, stdin, exit code, and a pattern of the output.
+ON_WINDOWS = (
+    ("--version", "", 0, r"llamactl.py [0-9.]+\n$"),
+    ("environments add URL", "", 0, "environment URL is current"),
+    ("auth token --api-key-file KEY --project alpha", "", 0, "llx-demo is current"),
+    (
+        "auth token --api-key - --project beta",
+        "\ufeffllx-sandbox-0123456789-demo\r\n",
+        0,
+        "Beta",
+    ),
+    ("auth get -o json", "", 0, '"name": "llx-demo-2"'),
+    ("auth use llx-demo", "", 0, "profile llx-demo is current"),
+    ("projects get", "", 0, "Beta +proj-beta"),
+    ("auth inject --env-file ENV", "", 0, "written"),
+    ("auth inject --env-file ENV", "", 0, "is up to date"),
+    ("auth login --project Beta", "", 0, "logged in as dev@example.com"),
+    ("auth login --start -o json", "", 0, '"user_code"'),
+    ("auth login --resume --project Alpha", "", 0, "project Alpha"),
+    ("auth status", "", 0, "credential +- +works"),
+    ("auth exec -- CMD", "", 5, "from cmd proj-alpha"),
+    ("auth exec -- cmd /c exit 7", "", 7, "^$"),
+    ("auth exec -- nope", "", 127, "^error: nope: command not found\n$"),
+    ("auth get nope", "", 1, "no profile nope"),
+    ("projects use nope", "", 1, "project nope not found"),
+    ("environments add ftp://x", "", 2, "^error: an API "),
+    ("confg", "", 2, "hint: llamactl config"),
+    ("auth token", "", 2, "no terminal to ask on"),
+    ("auth logout --all", "", 0, "profile dev@example.com deleted"),
+    ("projects get", "", 4, "not logged in"),
+)
+
+
+def check_windows():
+    """The table above, each row a real process of the Windows Python that argv names."""
+    home = tempfile.mkdtemp(prefix="llamactl-windows-")
+    names = {
+        name: "Z:" + os.path.join(home, path).replace("/", "\\")
+        for name, path in (("KEY", "key.txt"), ("ENV", "new\\.env"), ("CMD", "say"))
+    }
+    with open(os.path.join(home, "key.txt"), "w") as file:
+        file.write("llx-sandbox-0123456789-demo\n")
+    with open(os.path.join(home, "say.cmd"), "w") as file:
+        file.write("@echo from cmd %LLAMA_AGENTS_PROJECT_ID%\n@exit 5\n")
+    shutil.copy(PROGRAM, os.path.join(home, "llamactl.py"))
+    env = dict(os.environ, LLAMACTL_CONFIG_DIR="Z:" + home.replace("/", "\\") + "\\conf")
+    command = sys.argv[2:] + ["-I", "Z:" + home.replace("/", "\\") + "\\llamactl.py"]
+    passed, failed = 0, 0
+    with StandIn(sandbox_cloud()) as stand_in:
+        names["URL"] = stand_in.url
+        for line, stdin, code, pattern in ON_WINDOWS:
+            words = [names.get(word, word) for word in line.split()]
+            process = subprocess.Popen(
+                command + words,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            shown = process.communicate(stdin.encode("utf-8"), timeout=120)[0].decode(
+                "utf-8"
+            )
+            shown = shown.replace("\r\n", "\n")
+            is_right = process.returncode == code and re.search(
+                pattern.replace("URL", re.escape(stand_in.url)), shown
+            )
+            passed, failed = passed + bool(is_right), failed + (not is_right)
+            if not is_right:
+                print("$ llamactl %s\n%s(exit %s)" % (line, shown, process.returncode))
+    written = file_bytes(os.path.join(home, "new", ".env"))
+    left = sorted(os.listdir(os.path.join(home, "new")) + os.listdir(home + "/conf"))
+    is_right = b"\r" not in written and left == [
+        ".env",
+        "profiles.json",
+        "profiles.json.lock",
+    ]
+    passed, failed = passed + is_right, failed + (not is_right)
+    if not is_right:
+        print(written, left)
+    remove_tree(home)
+    print("%d passed, %d failed" % (passed, failed), flush=True)
+    return 1 if failed else 0
+
+
 class Bench:
     """Whole processes, timed in turn with the floor that they stand on."""
 
@@ -14192,9 +14285,16 @@ def list_tests():
     return 0
 
 
+ROOMS_OF_TEXT = ("text", "output", "dotenv")  # whose tests need neither POSIX nor a shell
+
+
 def run_tests():
     """All tests, or those of the rooms and classes that are named."""
     rooms = classes_of_rooms()
+    if os.name == "nt" and not sys.argv[1:]:
+        for room in [room for room in rooms if room not in ROOMS_OF_TEXT]:
+            for name, tests in rooms.pop(room).items():
+                print("left out: %s (%d, which need POSIX)" % (name, len(tests)))
     wanted = [word for word in sys.argv[1:] if word != "--slow"]
     chosen = collections.OrderedDict()
     for word in wanted or rooms:
@@ -14218,6 +14318,7 @@ if __name__ == "__main__":
         "sandbox": sandbox,
         "bench": bench,
         "yaml-readers": check_yaml_with_readers,
+        "windows": check_windows,
         "--list": list_tests,
         "--help": show_help,
         "-h": show_help,
