@@ -1763,6 +1763,18 @@ def rewrite_checked(
     return True
 
 
+def first_lines(path: str) -> "List[str]":
+    """The lines in the first 64 KiB of a file; none where it cannot be read at once."""
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | NO_WAIT)
+
+    with suppress(OSError), open(path, "rb", opener=open_at_once) as file:
+        content = file.read(MAX_KEY_BYTES) or b""
+        return content.decode("utf-8", "replace").splitlines()
+    return []
+
+
 def is_ignored(pattern: str, parts: "List[str]") -> bool:
     """Whether a line of a .gitignore names the path PARTS, or a folder on it."""
     from fnmatch import fnmatch
@@ -1780,11 +1792,9 @@ def is_unignored(path: str) -> bool:
     parts = [name]
     while folder != dirname(folder):
         for ignore in (".gitignore", ".git/info/exclude"):
-            with suppress(OSError), open(join(folder, ignore), "rb") as file:
-                lines = file.read().decode("utf-8", "replace").splitlines()
-                for line in reversed(lines):  # the last one that fits decides
-                    if is_ignored(line.strip().lstrip("!"), parts):
-                        return line.startswith("!")
+            for line in reversed(first_lines(join(folder, ignore))):  # the last one decides
+                if is_ignored(line.strip().lstrip("!"), parts):
+                    return line.startswith("!")
         if exists(join(folder, ".git")):
             return True
         folder, name = os.path.split(folder)
