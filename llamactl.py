@@ -169,6 +169,7 @@ if TYPE_CHECKING:
     class Snapshot(NamedTuple):
         content: bytes
         status: os.stat_result  # of the very file that was read
+        bits: int  # how others can use it
 
     class CaBundle(NamedTuple):
         file: "Optional[str]"
@@ -221,7 +222,7 @@ if TYPE_CHECKING:
 else:
     ProcessValues = namedtuple("ProcessValues", "variables home host_name program_on_stdin")
     EnvPart = namedtuple("EnvPart", "text prefix name comment ending ends_in_backslash")
-    Snapshot = namedtuple("Snapshot", "content status")
+    Snapshot = namedtuple("Snapshot", "content status bits")
     CaBundle = namedtuple("CaBundle", "file folder source")
     Proxy = namedtuple("Proxy", "url address source")
     ClientValues = namedtuple("ClientValues", "process hide warn sleep deadline")
@@ -511,10 +512,23 @@ def masked(text: str, secrets: "Set[str]") -> str:
     return text
 
 
+def without_password(word: str) -> str:
+    """WORD, if it is an address, without its user (of the web) or its password."""
+    scheme, slashes, rest = word.partition("//")
+    login, at, host = rest.rpartition("@")
+    user, colon, password = login.partition(":")
+    is_login = not re.search("[/?#]", login)
+    if colon and not re.search("[/?#]", user) and not re.match("[0-9]+/", password):
+        is_login = True  # a password may hold what should be encoded
+    is_web = scheme.lower().endswith(("http:", "https:"))
+    if not slashes or not at or not is_login or not (colon or is_web):
+        return word
+    return f"{scheme}//{'' if is_web else user + ':'}{MASK}@{host}"
+
+
 def without_passwords(text: str) -> str:
-    """TEXT with users and passwords of web addresses masked, of others the passwords."""
-    text = re.sub(r"(?i)(https?://)[^/?#\s'\"]*@", rf"\1{MASK}@", text)
-    return re.sub(r"(://[^/?#\s'\":]*:)(?!\d+/)[^\s'\"]*@", rf"\1{MASK}@", text)
+    """TEXT without the passwords of the addresses in it."""
+    return re.sub(r"\S+", lambda match: without_password(match.group()), text)
 
 
 def shortened(text: str, limit: int = 300) -> str:
@@ -600,9 +614,15 @@ def split_url(url: str, rest: str) -> "Tuple[str, str, int, str]":
     return scheme, match.group(2).lower(), port, match.group(4) or ""
 
 
+LOOPBACK = (  # as resolvers write it, too
+    r"([a-z0-9-]+\.)*localhost\.?|ip6-localhost|127\.[0-9.]+|0x[0-9a-fx.]+|0[0-7.]*|[0-9]+|"
+    r"\[[0:]*(1|ffff:127\.[0-9.]+|ffff:7f[0-9a-f]{2}:[0-9a-f]+)?\]"
+)
+
+
 def is_loopback(url: str) -> bool:
     """Whether URL leads to this machine."""
-    return bool(re.match(r"(?i)https?://(localhost|127\.[0-9.]+|\[::1\])([:/?]|$)", url))
+    return bool(re.match(f"(?i)https?://({LOOPBACK})([:/?]|$)", url))
 
 
 def normal_url(url: str) -> str:
@@ -614,7 +634,8 @@ def normal_url(url: str) -> str:
         scheme, host, port, path = split_url(url, "/[a-z0-9._~%/@:,+=-]*")
     except ValueError:
         likely = DEFAULT_API_URL
-        if re.fullmatch("[A-Za-z0-9.-]+(:[0-9]+)?/?", url):
+        host = r"(localhost|[0-9.]+|([A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,18})"
+        if re.fullmatch(f"{host}(:[0-9]+)?/?", url):
             likely = f"http://{url}"
             if not is_loopback(likely):
                 likely = f"https://{url}"
@@ -753,11 +774,16 @@ def cell_width(text: str) -> int:
     return len(text) + sum(is_wide) - sum(is_mark)
 
 
+MAX_COLUMN = 200  # what is longer stands out, and pads no other row
+
+
 def table_text(headers: "Sequence[str]", rows: "Sequence[Sequence[Any]]") -> str:
     """A table without colour or truncation, two spaces between columns."""
     lines = [list(headers)]
     lines += [[cell_text(value) for value in row] for row in rows]
-    widths = [max(cell_width(cell) for cell in column) for column in zip(*lines)]
+    widths = [
+        min(max(cell_width(cell) for cell in column), MAX_COLUMN) for column in zip(*lines)
+    ]
     text = ""
     for line in lines:
         cells = [
@@ -1231,11 +1257,11 @@ def bits_of_others(target: "Union[int, str]", bits: int) -> int:
     return status.st_mode & bits
 
 
-def can_chmod(path: str) -> bool:
+def can_chmod(descriptor: int) -> bool:
     """Whether chmod changes anything: not on a read-only file system, nor without modes."""
-    if os.statvfs(path).f_flag & os.ST_RDONLY:
+    if os.statvfs(descriptor).f_flag & os.ST_RDONLY:
         return False
-    device = os.stat(path).st_dev
+    device = os.fstat(descriptor).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError), open("/proc/self/mountinfo") as mounts:
         for line in mounts:
@@ -1245,16 +1271,16 @@ def can_chmod(path: str) -> bool:
     return True
 
 
-def warn_if_open(path: str, bits: int, fix: str, warn: "Warn") -> None:
-    """Warn where others have one of the permission BITS at PATH; `chmod FIX` removes it.
+def warn_if_open(descriptor: int, path: str, bits: int, fix: str, warn: "Warn") -> None:
+    """Warn where others have one of the permission BITS of an open file or folder PATH.
 
-    In a sticky folder of root's nobody can touch what is another's.
+    `chmod FIX` removes it. In a sticky folder of root's nobody can touch what is another's.
     """
     with suppress(OSError):
-        status = os.stat(path)
+        status = os.fstat(descriptor)
         is_closed = status.st_mode & stat.S_ISVTX and status.st_uid == 0
-        found = bits_of_others(path, bits)
-        if found and not is_closed and can_chmod(path):
+        found = bits_of_others(descriptor, bits)
+        if found and not is_closed and can_chmod(descriptor):
             verb = "write to" if found & 0o022 else "read"
             warn(f"others can {verb} {path}; run: chmod {fix} {shell_quoted(path)}")
 
@@ -1396,6 +1422,7 @@ class Place:
         self.lock = f"{prefix}lock"
         self.new = f"{prefix}new"
         self.word = ""  # in a lock file that stands in for a lock
+        self.is_exposed = False  # whether others can read the successor, for want of modes
         self.folder = None  # type: Optional[int]
         self.trail = []  # type: List[Tuple[str, os.stat_result]]
         self.missing = []  # type: List[str]
@@ -1477,9 +1504,28 @@ class Place:
             with self.opened("rb") as file:
                 if check:
                     check(file.fileno())
-                return Snapshot(file.read(), os.fstat(file.fileno()))
+                status = os.fstat(file.fileno())
+                return Snapshot(file.read(), status, bits_of_others(file.fileno(), 0o066))
         except FileNotFoundError:
             return None
+
+    @contextmanager
+    def opened_folder(self) -> "Iterator[int]":
+        """The folder of the file, to look into it; raises OSError."""
+        if len(self.missing) > 1:
+            raise FileNotFoundError
+        descriptor = os.open(".", os.O_RDONLY, dir_fd=self.folder)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def names(self) -> "List[str]":
+        """What lies beside the file; raises OSError."""
+        if WINDOWS:
+            return os.listdir(dirname(self.path))
+        with self.opened_folder() as folder:
+            return os.listdir(folder)
 
     def remove(self, suffix: str) -> None:
         with suppress(FileNotFoundError):
@@ -1511,6 +1557,8 @@ class Place:
                 set_mode(descriptor, 0o600)
             else:
                 copy_access(like, descriptor)
+            if bits_of_others(descriptor, 0o044):
+                self.is_exposed = not can_chmod(descriptor)
             write_and_sync(descriptor, content)
         finally:
             os.close(descriptor)
@@ -1534,12 +1582,8 @@ class Place:
         """Put the successor in the file's place in one step; raises OSError and Failure."""
         self.check_held()
         retried(lambda: self.rename(self.new, ""))
-        with suppress(OSError):  # so that a power cut leaves it; not every system can
-            folder = os.open(".", os.O_RDONLY, dir_fd=self.folder)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with suppress(OSError), self.opened_folder() as folder:
+            os.fsync(folder)  # so that a power cut leaves it; not every system can
 
 
 def try_lock(descriptor: int) -> bool:
@@ -1616,8 +1660,8 @@ def wait_for_lock_file(place: Place, end: float) -> None:
         finally:
             os.close(descriptor)
         break
-    folder, name = os.path.split(place.path)
-    for each in os.listdir(folder):  # of holders that died
+    name = os.path.basename(place.path)
+    for each in place.names():  # of holders that died
         if each.startswith(f"{name}{place.new}."):
             place.remove(each[len(name) :])
     place.new = f"{place.new}.{place.word}"
@@ -1690,23 +1734,39 @@ def read_key_file(path: str) -> str:
 
 def warn_of_modeless(place: Place, warn: "Warn") -> None:
     """Warn where others can read the successor, and no chmod can change that."""
-    path = place.path + place.new
-    if bits_of_others(path, 0o044) and not can_chmod(path):
+    if place.is_exposed:
         warn(f"others can read {place.path}: its file system has no permissions")
 
 
-def write_successor(place: Place, edit: "Callable[[bytes], bytes]", check: "Check") -> None:
-    """Write what EDIT makes of the file beside it, with its owner and mode."""
+def write_successor(
+    place: Place,
+    edit: "Callable[[bytes], bytes]",
+    check: "Check",
+    allowed: int,
+    warn: "Warn",
+) -> None:
+    """Write what EDIT makes of the file beside it, with its owner and mode.
+
+    ALLOWED is how others could use the file before: none that they can use in other ways
+    may have taken its place meanwhile. Raises OSError and Failure.
+    """
     try:
         with place.opened("rb") as file:
-            check(file.fileno())
-            place.write_new(edit(file.read()), file.fileno())
+            descriptor = file.fileno()
+            check(descriptor)
+            if bits_of_others(descriptor, 0o066) & ~allowed:
+                raise Failure(f"others put another file in the place of {place.path}")
+            warn_if_open(descriptor, place.path, 0o066, "600", warn)
+            place.write_new(edit(file.read()), descriptor)
     except FileNotFoundError:
         place.write_new(edit(b""))
 
 
 def write_in_place(
-    place: Place, edit: "Callable[[bytes], bytes]", seen: "os.stat_result"
+    place: Place,
+    edit: "Callable[[bytes], bytes]",
+    seen: "os.stat_result",
+    warn: "Warn",
 ) -> None:
     """Rewrite the file, which must be the one that was SEEN and have no other name.
 
@@ -1718,6 +1778,7 @@ def write_in_place(
             raise Failure(
                 f"{place.path} was replaced during the update, or has another hard link"
             )
+        warn_if_open(file.fileno(), place.path, 0o066, "600", warn)
         before = file.read()
         after = edit(before)
         size = len(before)
@@ -1743,15 +1804,13 @@ def rewrite_checked(
     another user owns a part of the path: nothing is written in place then. Raises OSError.
     """
     before = place.read(check)
-    if before:
-        if edit(before.content) == before.content:
-            return False
-        warn_if_open(place.path, 0o066, "600", warn)
+    if before and edit(before.content) == before.content:
+        return False
     place.make_folders()
     refusals = NO_NEW_FILE  # type: Tuple[int, ...]
     try:
         with exclusive(place, warn, INJECT_TO_STDOUT, keep=False):
-            write_successor(place, edit, check)
+            write_successor(place, edit, check, before.bits if before else 0, warn)
             warn_of_modeless(place, warn)
             refusals = NO_RENAME
             place.put_new()
@@ -1759,7 +1818,7 @@ def rewrite_checked(
         if before is None or is_foreign or error.errno not in refusals:
             raise
         warn(f"{place.path} is written in place: a crash during the write would corrupt it")
-        write_in_place(place, edit, before.status)
+        write_in_place(place, edit, before.status, warn)
     return True
 
 
@@ -2018,10 +2077,13 @@ class Store:
 
     def _warn_if_open(self) -> None:
         """Warn where others can write to the folder, or use a file of ours."""
-        if not WINDOWS:
-            warn_if_open(dirname(self.path), 0o022, "go-w", self.warn)
-            if exists(self.path) and os.stat(self.path).st_uid == os.geteuid():
-                warn_if_open(self.path, 0o066, "600", self.warn)
+        if WINDOWS:
+            return
+        with suppress(OSError), self._place.opened_folder() as folder:
+            warn_if_open(folder, dirname(self.path), 0o022, "go-w", self.warn)
+        with suppress(OSError), self._place.opened("rb") as file:
+            if os.fstat(file.fileno()).st_uid == os.geteuid():
+                warn_if_open(file.fileno(), self.path, 0o066, "600", self.warn)
 
     @contextmanager
     def change(self) -> "Iterator[StoreData]":
@@ -2078,7 +2140,7 @@ class Store:
             raise Failure(f"{self.path} is damaged, and not ours to move aside")
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         folder, name = os.path.split(self.path)
-        aside = free_name(f"{name}{DAMAGED}{stamp}", os.listdir(folder))
+        aside = free_name(f"{name}{DAMAGED}{stamp}", self._place.names())
         self._place.check_held()
         self._place.rename("", aside[len(name) :])
         self.warn(f"{self.path} was damaged; it is kept as {join(folder, aside)}")
@@ -3567,19 +3629,13 @@ def abandon_login(app: App, session: Session, key_ids: "List[str]") -> None:
         revoke_or_warn(app, session, session.tokens.get("refresh_token"))
 
 
-def unread_session(plane: ControlPlane, provider: "Provider", answer: "Json") -> Session:
-    """A session that can revoke the refresh token of ANSWER, whatever else is in it."""
-    token = answer.get("refresh_token")
-    refresh_token = token if isinstance(token, str) else None
-    return Session(plane, provider, {"refresh_token": refresh_token})
-
-
-def wait_for_approval(app: App, api_url: str, waiting: "WaitingLogin") -> "Json":
+def wait_for_approval(app: App, session: Session, waiting: "WaitingLogin") -> "Json":
     """The token response, once the user has approved the code; raises Failure.
 
-    The waiting login is forgotten when it can come to nothing any more.
+    SESSION knows its refresh token as soon as it came. The waiting login is forgotten when
+    it can come to nothing any more.
     """
-    provider = stored_provider(waiting.get("provider"), api_url)
+    provider = stored_provider(waiting.get("provider"), session.plane.api_url)
     left = min(waiting["expires_at"] - time.time(), ONE_DAY)
     expires_at = time.monotonic() + left
     form = {
@@ -3587,30 +3643,24 @@ def wait_for_approval(app: App, api_url: str, waiting: "WaitingLogin") -> "Json"
         "device_code": waiting["device_code"],
         "client_id": provider["client_id"],
     }
-    answers = []  # type: List[Answer]
 
     def poll() -> Answer:
-        with uninterrupted(app.terminal.tell):  # the answer may hold tokens
-            answers.append(
-                app.client.post_form(provider["token_endpoint"], form, once=True)
-            )
-        return answers[-1]
+        with uninterrupted(app.terminal.tell):
+            answer = app.client.post_form(provider["token_endpoint"], form, once=True)
+            token = (parse_object(answer.body) or {}).get("refresh_token")
+            if isinstance(token, str):
+                session.tokens["refresh_token"] = token
+        return answer
 
     wait = app.terminal.countdown(expires_at)
     try:
         return poll_for_tokens(
             poll, waiting["interval"], expires_at, wait, time.monotonic, app.warn
         )
-    except KeyboardInterrupt:
-        if answers:
-            tokens = parse_object(answers[-1].body) or {}
-            plane = app.plane(api_url)
-            abandon_login(app, unread_session(plane, provider, tokens), [])
-        raise
     except Failure as failure:
         is_final = not isinstance(failure, (Refused, Unreachable))
         if is_final or time.monotonic() >= expires_at:
-            forget_waiting_login(app, api_url, waiting)
+            forget_waiting_login(app, session.plane.api_url, waiting)
         raise
 
 
@@ -3653,18 +3703,17 @@ def store_login(
     return name, replaced
 
 
-def finish_login(
-    app: App, args: "Args", api_url: str, waiting: "WaitingLogin", answer: "Json"
-) -> None:
-    """Make a profile of the token response ANSWER; raises Failure.
+def finish_login(app: App, args: "Args", api_url: str, waiting: "WaitingLogin") -> None:
+    """Wait for the approval and make a profile of it; raises Failure.
 
     Whatever ends this before the profile is stored, what it made is deleted and revoked.
     """
     provider = stored_provider(waiting.get("provider"), api_url)
-    session = unread_session(app.plane(api_url), provider, answer)
+    session = Session(app.plane(api_url), provider, {})
     key_ids = []  # type: List[str]
     with ExitStack() as undo:
         undo.callback(abandon_login, app, session, key_ids)
+        answer = wait_for_approval(app, session, waiting)
         forget_waiting_login(app, api_url, waiting)
         session.tokens.update(read_tokens(answer, time.time()))
         user = read_user(answer.get("id_token"), provider, time.time())
@@ -3786,9 +3835,12 @@ def read_official(path: str) -> "Dict[str, List[Json]]":
         raise Failure(f"this Python has no sqlite3 module, which reads {path}") from None
     from urllib.parse import quote
 
+    link = path
     path = realpath(path)  # SQLite looks for its logs beside that one
-    if not is_ours(os.stat(path)):
-        raise belongs_to(path, os.stat(path))
+    for each in (link, path, f"{path}-wal", f"{path}-shm", f"{path}-journal"):
+        with suppress(FileNotFoundError):
+            if not is_ours(os.lstat(each)):
+                raise belongs_to(each, os.lstat(each))
     in_use = exists(f"{path}-shm")
     has_log = exists(f"{path}-wal")
     journal = f"{path}-journal"
@@ -3948,8 +4000,7 @@ def auth_login(app: App, args: "Args") -> None:
         return start_login(app, api_url, waiting, args.output)
     if not args.resume or app.terminal.can_ask():
         show_code(app, api_url, waiting, args.no_browser or args.resume)
-    answer = wait_for_approval(app, api_url, waiting)
-    return finish_login(app, args, api_url, waiting, answer)
+    return finish_login(app, args, api_url, waiting)
 
 
 def auth_get(app: App, args: "Args") -> None:
@@ -4372,7 +4423,11 @@ def deployments_get(app: App, args: "Args") -> None:
     plane = app.plane_of(credential)
     shown = None  # type: Any
     if args.name:
-        shown = plane.get_deployment(credential.project_id, args.name)
+        try:
+            shown = plane.get_deployment(credential.project_id, args.name)
+        except Refused as refused:
+            refused.message = refused.message.replace(args.name, quotable(args.name))
+            raise
     else:
         shown = plane.get_deployments(credential.project_id)
     if args.output in ("json", "yaml"):
@@ -4851,37 +4906,41 @@ def report_bug(terminal: Terminal, error: Exception) -> None:
     )
 
 
-def main(argv: "Optional[List[str]]" = None) -> int:
-    """Run llamactl with ARGV, by default the process's own; the exit code."""
-    process = read_process()
-    terminal = Terminal(process)
+def run_and_report(process: Process, terminal: Terminal, arguments: "List[str]") -> int:
+    """Run the command that ARGUMENTS name, and tell what went wrong; the exit code."""
     try:
-        return run_command(process, terminal, list(sys.argv[1:] if argv is None else argv))
+        return run_command(process, terminal, arguments)
     except Failure as failure:
         terminal.tell(f"error: {failure.message}")
         if failure.hint:
             terminal.tell(f"hint: {failure.hint}")
         return failure.code
-    except KeyboardInterrupt as interrupt:
-        if is_terminal(terminal.input):
-            terminal.write_error("\n")
-        terminal.write_error("interrupted\n")
-        return 128 + getattr(interrupt, "number", 2)  # as a shell has it; 2 is Ctrl-C's
     except BrokenPipeError:
         terminal.abandon(1)
         return EXIT_DONE
     except ImportError as error:
         terminal.tell(f"error: {LACKS % error.name}")
-        return EXIT_FAILED
     except MemoryError:
         terminal.tell("error: out of memory")
-        return EXIT_FAILED
     except OSError as error:  # a working folder that is gone, say
         terminal.tell(f"error: {reason(error)}")
-        return EXIT_FAILED
     except Exception as error:
         report_bug(terminal, error)
-        return EXIT_FAILED
+    return EXIT_FAILED
+
+
+def main(argv: "Optional[List[str]]" = None) -> int:
+    """Run llamactl with ARGV, by default the process's own; the exit code."""
+    process = read_process()
+    terminal = Terminal(process)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run_and_report(process, terminal, arguments)
+    except KeyboardInterrupt as interrupt:
+        if is_terminal(terminal.input):
+            terminal.write_error("\n")
+        terminal.write_error("interrupted\n")
+        return 128 + getattr(interrupt, "number", 2)  # as a shell has it; 2 is Ctrl-C's
 
 
 if __name__ == "__main__":
