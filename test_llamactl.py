@@ -6253,6 +6253,11 @@ class MountedHome(TwoAccounts):
                 self.assertEqual(os.stat(self.store_path).st_uid, ANN)
         os.chmod(self.store_path, 0o666)
         self.assertIn("others can write to", self.call_as(0, "auth", "get").err)
+        self.make("root/conf/broken", ANN, 0o600, b"{")
+        os.rename(os.path.join(self.folder, "broken"), self.store_path)
+        moved = self.call_as(0, "environments", "use", DEFAULT_URL)
+        self.assertEqual(moved.code, 0, moved.err)
+        self.assertIn("was damaged; it is kept as", moved.err)
         self.assertEqual(stat.S_IMODE(os.stat(closed).st_mode), 0o700)
 
     def test_a_file_that_others_can_read_takes_the_place_of_one_that_they_cannot(self):
