@@ -14,7 +14,7 @@ Hosts          The control plane of the current environment (https://api.cloud.l
                unless you add another); for `auth login`, and for the logout of a login, the
                identity provider that it named; by way of the proxies that urllib knows.
                No telemetry, no update check.
-Sent of you    The host's and the profile's name, in the title of a key that a login makes.
+Sent about you The host's and the profile's name, in the title of a key that a login makes.
 Files read     These; the file with a key that you name; .gitignore files; profiles.db, the
                official client's, by `auth import`; certificates; /proc/self/mountinfo,
                before a warning about modes.
@@ -30,9 +30,9 @@ Programs run   The command given to `auth exec`; for `auth login` what opens you
 Never          Turns certificate verification off, sends a key to a server that is not its
                own, or prints one (but for `auth inject --env-file -`, which is asked to).
 How to read    From the bottom: `main` catches every error, `COMMANDS` lists the commands,
-               each command is one function, and what it calls stands above it: a name
-               refers only upward. `Client.send` sends the key, `resolve_credential` says
-               which one, `Store.change` writes it, and `auth_login` gets a new one.
+               each command is one function, and everything it calls is defined above it.
+               `Client.send` sends the key, `resolve_credential` says which one,
+               `Store.change` writes it, and `auth_login` gets a new one.
 """
 
 # to an older Python this line is a syntax error, which it shows
@@ -232,7 +232,7 @@ else:
     Project = namedtuple("Project", "project_id project_name deployment_count org_id")
     Credential = namedtuple("Credential", "api_url api_key project_id name profile sources")
 
-# ==== constants: what two rooms share; a literal with one user stands beside that user
+# ==== constants: what several rooms use; a literal with one user stands beside that user
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -368,8 +368,8 @@ class Process(ProcessValues):
         text = self.get(VAR_TIMEOUT)
         if text is None:
             return default
-        if not re.fullmatch("[0-9]{1,5}", text) or int(text) == 0:
-            raise misuse(f"{VAR_TIMEOUT} must be a whole number of seconds")
+        if not re.fullmatch("[0-9]{1,3}", text) or int(text) == 0:
+            raise misuse(f"{VAR_TIMEOUT} must be a whole number of seconds, 1 to 999")
         return float(text)
 
     def config_folder(self) -> "Optional[str]":
@@ -532,7 +532,7 @@ def without_passwords(text: str) -> str:
 
 
 def shortened(text: str, limit: int = 300) -> str:
-    """TEXT on one line, cut at white space alone: the mask fits no half of a secret."""
+    """TEXT on one line, cut at white space alone: half a secret would not be masked."""
     line = " ".join(text.split())
     if len(line) <= limit:
         return line
@@ -615,7 +615,8 @@ def split_url(url: str, rest: str) -> "Tuple[str, str, int, str]":
 
 
 LOOPBACK = (  # as resolvers write it, too
-    r"([a-z0-9-]+\.)*localhost\.?|ip6-localhost|127\.[0-9.]+|0x[0-9a-fx.]+|0[0-7.]*|[0-9]+|"
+    r"([a-z0-9-]+\.)*localhost\.?|ip6-localhost|127\.[0-9.]+|0(\.0){0,3}|2130706433|"
+    r"0x7f[0-9a-f]{6}|(0x7f|0177)(\.[0-9]{1,3}){1,3}|"
     r"\[[0:]*(1|ffff:127\.[0-9.]+|ffff:7f[0-9a-f]{2}:[0-9a-f]+)?\]"
 )
 
@@ -833,7 +834,7 @@ def env_value(value: str) -> str:
 
 
 def unable_readers(value: str) -> "List[str]":
-    """Who reads another value than VALUE from what env_value() makes of it."""
+    """The tools that misread VALUE as env_value() writes it."""
     quoted = env_value(value)
     if quoted == value:
         return []
@@ -1564,7 +1565,7 @@ class Place:
             os.close(descriptor)
 
     def is_held(self) -> bool:
-        """Whether nobody took our lock file over, as if we had died."""
+        """False if another process took our lock file over, believing us dead."""
         if not self.word:
             return True
         with suppress(FileNotFoundError):
@@ -1747,8 +1748,8 @@ def write_successor(
 ) -> None:
     """Write what EDIT makes of the file beside it, with its owner and mode.
 
-    ALLOWED is how others could use the file before: none that they can use in other ways
-    may have taken its place meanwhile. Raises OSError and Failure.
+    ALLOWED is how others could use the file before. Raises OSError, and Failure if a file
+    that is more open has taken its place.
     """
     try:
         with place.opened("rb") as file:
@@ -1770,7 +1771,7 @@ def write_in_place(
 ) -> None:
     """Rewrite the file, which must be the one that was SEEN and have no other name.
 
-    What needs more room is written first: a full disk then tears nothing.
+    What needs more room is written first, so that a full disk damages nothing.
     """
     with place.opened("rb+") as file:
         status = os.fstat(file.fileno())
@@ -1826,7 +1827,7 @@ def first_lines(path: str) -> "List[str]":
     """The lines in the first 64 KiB of a file; none where it cannot be read at once."""
 
     def open_at_once(name: str, flags: int) -> int:
-        return os.open(name, flags | NO_WAIT)
+        return os.open(name, flags | NO_WAIT | NO_FOLLOW)
 
     with suppress(OSError), open(path, "rb", opener=open_at_once) as file:
         content = file.read(MAX_KEY_BYTES) or b""
@@ -2228,7 +2229,7 @@ class Answer(AnswerValues):
 def trusted_url(url: "Any", api_url: str) -> str:
     """URL, which a server of the environment API_URL named, if secrets may go there.
 
-    That is https; http where the environment is http itself, and as near as that is.
+    That is https, or http where the environment is http, on this machine if it is.
     """
     require_usable(isinstance(url, str), f"{api_url} named no URL where one belongs")
     if not origin_of(url).startswith("https:"):
@@ -2459,7 +2460,7 @@ def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
     words = words or getattr(error, "reason", "") or "the certificate is not valid here"
     if words == "WRONG_VERSION_NUMBER":
         words = "the server does not use TLS"
-        if " " not in origin:  # else a proxy may be what does not
+        if is_loopback(origin):  # elsewhere somebody in between may say so
             hint = f"llamactl environments add http{origin[5:]}"
     return Unreachable(f"{origin}: TLS failed: {words}", UNUSABLE, hint)
 
@@ -3377,8 +3378,9 @@ class Session:
         self.tokens.update(tokens)
         self.on_rotation(tokens)
 
-    def revoke(self, token: "Optional[str]") -> None:
-        """Revoke a refresh token (RFC 7009 §2.1), where the provider offers that."""
+    def revoke(self) -> None:
+        """Revoke the refresh token (RFC 7009 §2.1), where the provider offers that."""
+        token = self.tokens.get("refresh_token")
         url = self.provider and self.provider["revocation_endpoint"]
         if token and url and self.provider:
             form = {
@@ -3618,12 +3620,19 @@ def make_key(app: App, session: Session, name: str) -> "Tuple[str, str]":
         raise Failure(message, f"delete the key {WEB_CONSOLE}", failure.code) from None
 
 
-def revoke_or_warn(app: App, session: Session, token: "Optional[str]") -> None:
+def revoke_or_warn(app: App, session: Session) -> None:
     """Revoke a refresh token that no profile will hold; warn where that fails."""
     try:
-        session.revoke(token)
+        if session.provider:
+            checked_provider(session.provider, session.plane.api_url)
+        session.revoke()
     except Failure as failure:
         app.warn(f"the refresh token may still be valid: {failure.message}")
+
+
+def revoke_replaced(app: App, plane: ControlPlane, replaced: "Profile") -> None:
+    """Revoke what a login replaced, at its own provider: the new one must not get it."""
+    revoke_or_warn(app, Session(plane, replaced.get("provider"), replaced))
 
 
 def abandon_login(app: App, session: Session, key_ids: "List[str]") -> None:
@@ -3631,14 +3640,14 @@ def abandon_login(app: App, session: Session, key_ids: "List[str]") -> None:
     with uninterrupted(app.terminal.tell):
         for key_id in key_ids:
             delete_own_key(app, session, key_id)
-        revoke_or_warn(app, session, session.tokens.get("refresh_token"))
+        revoke_or_warn(app, session)
 
 
 def wait_for_approval(app: App, session: Session, waiting: "WaitingLogin") -> "Json":
     """The token response, once the user has approved the code; raises Failure.
 
-    SESSION knows its refresh token as soon as it came. The waiting login is forgotten when
-    it can come to nothing any more.
+    SESSION knows its refresh token as soon as it came. The waiting login is forgotten once
+    it can no longer succeed.
     """
     provider = stored_provider(waiting.get("provider"), session.plane.api_url)
     left = min(waiting["expires_at"] - time.time(), ONE_DAY)
@@ -3711,7 +3720,7 @@ def store_login(
 def finish_login(app: App, args: "Args", api_url: str, waiting: "WaitingLogin") -> None:
     """Wait for the approval and make a profile of it; raises Failure.
 
-    Whatever ends this before the profile is stored, what it made is deleted and revoked.
+    If anything fails before the profile is stored, its key is deleted, its token revoked.
     """
     provider = stored_provider(waiting.get("provider"), api_url)
     session = Session(app.plane(api_url), provider, {})
@@ -3740,7 +3749,7 @@ def finish_login(app: App, args: "Args", api_url: str, waiting: "WaitingLogin") 
             if key_ids and profile["api_key"] != key:
                 delete_own_key(app, session, key_id)
             if replaced.get("refresh_token") != profile.get("refresh_token"):
-                revoke_or_warn(app, session, replaced.get("refresh_token"))
+                revoke_replaced(app, session.plane, replaced)
             person = user.email or name
             account = person if person == name else f"{person} (profile {name})"
             app.report(f"logged in as {account}, project {project_label(profile)}")
@@ -3793,7 +3802,7 @@ def end_login(
     session.plane = plane._replace(client=plane.client.within(REVOCATION_TIMEOUT))
     try:
         require(provider, trouble)
-        session.revoke(session.tokens.get("refresh_token"))
+        session.revoke()
     except Failure as failure:
         warn(f"the login's refresh token may still be valid: {failure.message}")
     return problem
@@ -4168,7 +4177,12 @@ def check_credential(
     if not wanted:
         projects = [each for each in projects if each.project_id == credential.project_id]
         if not projects and credential.project_id:
-            return EXIT_FAILED, "works", "but it cannot see the project", None
+            return (
+                EXIT_FAILED,
+                "works",
+                "the key works, but has no access to the project",
+                None,
+            )
         return EXIT_DONE, "works", None, projects[0] if projects else None
     try:
         return EXIT_DONE, "works", None, find_project(projects, wanted)
@@ -4828,7 +4842,7 @@ def unknown_command(words: str) -> Failure:
     shown = " ".join(quotable(word) for word in words.split())
     not_offered = re.split(r",\s+", NOT_OFFERED)
     if words in not_offered or group in not_offered:
-        message = f"`{shown}` is not offered here, but by the official client"
+        message = f"`{shown}` is not offered here; use the official client"
         return misuse(message, "llamactl --help")
     known = list(COMMANDS) + list(GROUPS) + list(LEADS_TO)
     hint = RENAMED.get(group, "--help")

