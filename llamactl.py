@@ -57,6 +57,7 @@ try:
     import time
     from collections import namedtuple
     from contextlib import ExitStack, closing, contextmanager, suppress
+    from functools import lru_cache
     from os.path import abspath, dirname, exists, isabs, isdir, isfile, join, realpath
 except ImportError as error:
     sys.exit(f"error: {LACKS % error.name}")
@@ -1696,7 +1697,7 @@ def wait_for_lock(place: Place, hint: str, warn: "Warn") -> int:
 
 
 def remove_lock(place: Place) -> None:
-    with suppress(PermissionError):  # Windows, where it is open
+    with suppress(PermissionError):  # on Windows another process has it open
         place.remove(place.lock)
 
 
@@ -1718,10 +1719,10 @@ def exclusive(
     with ExitStack() as stack:
         stack.callback(remove_lock_file, place)
         descriptor = wait_for_lock(place, hint, warn)
-        if WINDOWS and not keep:  # which keeps what is open
+        if WINDOWS and not keep:  # which removes nothing that is open
             stack.callback(remove_lock, place)
         stack.callback(os.close, descriptor)
-        if not keep:
+        if not WINDOWS and not keep:
             stack.callback(remove_lock, place)
         stack.callback(lambda: place.remove(place.new))
         yield
@@ -2704,7 +2705,7 @@ def checked_provider(provider: "Provider", api_url: str) -> "Provider":
 def stored_provider(provider: "Optional[Provider]", api_url: str) -> "Provider":
     """The PROVIDER that was stored with a login, checked again; raises Failure."""
     if not provider or not provider.get("token_endpoint"):
-        raise Failure("its identity provider was not stored with the login")
+        raise Failure("the login was stored without its identity provider")
     return checked_provider(provider, api_url)
 
 
@@ -3114,7 +3115,7 @@ def find_profile(data: "StoreData", api_url: str, name: "Optional[str]") -> "Opt
     if name:
         for url, other in data["environments"].items():
             if name in other["profiles"]:
-                message = f"profile {name} is one of {url}, not of {api_url}"
+                message = f"profile {name} belongs to {url}, not to {api_url}"
                 raise Failure(message, f"llamactl environments use {url}")
         known = listed([(each, each) for each in sorted(profiles)])
         message = f"{api_url} has no profile {quotable(name)}; available: {known}"
@@ -3248,7 +3249,7 @@ class App:
     ) -> Credential:
         """What the command uses; NAME is the profile that its command line names."""
         if name and args.profile and name != args.profile:
-            raise misuse("NAME and --profile name two profiles")
+            raise misuse("NAME and --profile name different profiles")
         named_by = "NAME" if name else "--profile"
         name = name or args.profile
         if args.api_key_file and name:
@@ -3643,13 +3644,14 @@ def abandon_login(app: App, session: Session, key_ids: "List[str]") -> None:
         revoke_or_warn(app, session)
 
 
-def wait_for_approval(app: App, session: Session, waiting: "WaitingLogin") -> "Json":
-    """The token response, once the user has approved the code; raises Failure.
+def wait_for_approval(
+    app: App, session: Session, provider: "Provider", waiting: "WaitingLogin"
+) -> "Json":
+    """The token response of PROVIDER, once the user has approved; raises Failure.
 
     SESSION knows its refresh token as soon as it came. The waiting login is forgotten once
     it can no longer succeed.
     """
-    provider = stored_provider(waiting.get("provider"), session.plane.api_url)
     left = min(waiting["expires_at"] - time.time(), ONE_DAY)
     expires_at = time.monotonic() + left
     form = {
@@ -3727,7 +3729,7 @@ def finish_login(app: App, args: "Args", api_url: str, waiting: "WaitingLogin") 
     key_ids = []  # type: List[str]
     with ExitStack() as undo:
         undo.callback(abandon_login, app, session, key_ids)
-        answer = wait_for_approval(app, session, waiting)
+        answer = wait_for_approval(app, session, provider, waiting)
         forget_waiting_login(app, api_url, waiting)
         session.tokens.update(read_tokens(answer, time.time()))
         user = read_user(answer.get("id_token"), provider, time.time())
@@ -4120,6 +4122,7 @@ def auth_inject(app: App, args: "Args") -> None:
         lines = env_lines(values).values()
         return app.terminal.write("\n".join(lines) + "\n")
 
+    @lru_cache(1)  # the file is read again under the lock, and is mostly the same
     def edit(content: bytes) -> bytes:
         try:
             text = content.decode("utf-8")
@@ -4246,7 +4249,9 @@ def auth_status(app: App, args: "Args") -> int:
 
 def auth_import(app: App, args: "Args") -> None:
     """Add the official client's profiles to ours, and leave its file as it is."""
-    require(args.from_official, "say what to import from", HINT_IMPORT, EXIT_USAGE)
+    require(
+        args.from_official, "no source given; use --from-official", HINT_IMPORT, EXIT_USAGE
+    )
     path = app.store.official_path
     require(isfile(path), f"{path} not found")
     with app.store.opened("read"):

@@ -1587,6 +1587,7 @@ ALLOWED_MODULES = set(
     "argparse contextlib errno json os re stat sys time collections io base64 getpass "
     "warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
     "threading difflib textwrap typing email pwd shlex select ipaddress fnmatch shutil "
+    "functools "
     "unicodedata termios".split()
 )
 
@@ -10560,7 +10561,7 @@ class LogoutOfALogin(NetworkCase):
                     self.cloud.reset()
                     self.with_login(expired=expired, provider=provider)
                     result = self.logout(int(expired))
-                    self.assertIn("was not stored with the login", result.err)
+                    self.assertIn("stored without its identity provider", result.err)
                     self.assertEqual([], self.cloud.sent(TOKEN) + self.cloud.sent(REVOKE))
                     self.assertEqual(expired, KEY_ID in result.err)
 
@@ -13182,7 +13183,7 @@ class Mistakes(CommandCase):
             "auth use elsewhere",
             None,
             1,
-            "profile elsewhere is one of <OTHER>, not of <URL>",
+            "profile elsewhere belongs to <OTHER>, not to <URL>",
             "llamactl environments use <OTHER>",
         ),
         (
