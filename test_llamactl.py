@@ -1283,8 +1283,11 @@ class Case(unittest.TestCase):
     def call(
         self, *argv, stdin=b"", env=(), terminal=False, sings=False, program_on_stdin=False
     ):
-        """main(argv) in this process -> Result. SINGS: this command prints a secret
-        rightly."""
+        """main() in this process -> Result; SINGS: this command prints a secret rightly.
+
+        The first of ARGV may be several words, with a space between each two.
+        """
+        argv = split_first(argv)
         out, err = io.BytesIO(), io.BytesIO()
         streams = {
             "stdin": io.TextIOWrapper(io.BytesIO(stdin), "utf-8"),
@@ -1297,14 +1300,12 @@ class Case(unittest.TestCase):
         with contextlib.ExitStack() as stack:
             for stream, value in streams.items():
                 stack.enter_context(unittest.mock.patch.object(sys, stream, value))
-            stack.enter_context(
-                unittest.mock.patch.object(sys, "argv", [name] + list(argv))
-            )
+            stack.enter_context(unittest.mock.patch.object(sys, "argv", [name] + argv))
             environment = dict(self.env, **dict(env))
             stack.enter_context(
                 unittest.mock.patch.dict(os.environ, environment, clear=True)
             )
-            code = llamactl.main(list(argv))
+            code = llamactl.main(argv)
             streams["stdout"].flush()
         return self.note(code, out.getvalue(), err.getvalue(), sings)
 
@@ -1318,7 +1319,7 @@ class Case(unittest.TestCase):
 
     def spawn(self, *argv, env=(), python=(), **options):
         """A real process of the program; PYTHON are the interpreter's own options."""
-        command = PYTHON + list(python) + [PROGRAM] + list(argv)
+        command = PYTHON + list(python) + [PROGRAM] + split_first(argv)
         for stream in ("stdin", "stdout", "stderr"):
             options.setdefault(stream, subprocess.PIPE)
         options.setdefault("cwd", self.home)
@@ -1335,14 +1336,35 @@ class Case(unittest.TestCase):
             raise
         return self.note(process.returncode, out or b"", err or b"", sings)
 
+    def play(self, transcript, **options):
+        """Call what stands behind each `$`, and compare what it prints.
+
+        A line is `$ [NAME=VALUE...] llamactl WORDS...`, as a shell reads it. Below it stand
+        all lines of its stdout, then all of its stderr, then [CODE] where that is not 0;
+        `...` is any text, on a line of its own any lines. Returns the last Result.
+        """
+        for block in re.split(r"(?m)^\s*\$ ", transcript)[1:]:
+            command, *lines = [line.strip() for line in block.strip().splitlines()]
+            words = shlex.split(command)
+            start = words.index("llamactl")
+            env = dict(word.split("=", 1) for word in words[:start])
+            with self.subTest(command):
+                result = self.call(*words[start + 1 :], env=env, **options)
+                code = "[%d]\n" % result.code if result.code else ""
+                shown = re.sub("(?m)^ +| +$", "", result.out + result.err) + code
+                if not re.match(transcript_pattern(lines), shown):
+                    self.assertEqual(shown, "\n".join(lines + [""]))
+        return result
+
     def pty(self, argv, script=(), env=(), command=None, timeout=15, sings=False):
         """The program on a pseudo-terminal in a session of its own -> Result, all text
         in `out`.
 
         SCRIPT is a list of (text to wait for, bytes to type; None hangs up).
         """
+        argv = argv.split(" ") if isinstance(argv, str) else argv
         screen = Screen(
-            command or PYTHON + [PROGRAM] + list(argv),
+            command or PYTHON + [PROGRAM] + argv,
             dict(self.env, **dict(env)),
             self.home,
         )
@@ -1356,6 +1378,22 @@ class Case(unittest.TestCase):
         return self.note(code, b"", bytes(screen.seen), sings)._replace(
             out=bytes(screen.seen).decode("utf-8", "replace").replace("\r\n", "\n")
         )
+
+
+def split_first(argv):
+    """A command line as a list; its first word may be several."""
+    return argv[0].split(" ") + list(argv[1:]) if argv else []
+
+
+def transcript_pattern(lines):
+    """What LINES stand for: `...` is any text, on a line of its own any lines."""
+    patterns = []
+    for line in lines:
+        if line == "...":
+            patterns.append("(?:.*\n)*")
+        else:
+            patterns.append(".*".join(map(re.escape, line.split("..."))) + "\n")
+    return "".join(patterns) + r"\Z"
 
 
 class Screen:
@@ -1504,32 +1542,22 @@ class CommandCase(Case):
         return result
 
     def rows(self, *argv, **options):
-        """The JSON value, after proof that YAML, in any letter case, says the same."""
-        value = json.loads(
-            self.done(*argv + ("-o", "json"), **options).out,
-            object_pairs_hook=collections.OrderedDict,
-        )
-        for kind in ("JSON", "Json"):
-            again = self.done(*argv + ("-o", kind), **options).out
-            self.assertEqual(json.loads(again), value)
-        for kind in ("yaml", "YAML", "--output=Yaml"):
-            flags = (kind,) if kind.startswith("-") else ("-o", kind)
-            self.assertEqual(
-                self.done(*argv + flags, **options).out, llamactl.yaml_text(value)
-            )
+        """The JSON value, after proof that YAML says the same."""
+        text = self.done(*argv, "-o", "json", **options).out
+        value = json.loads(text, object_pairs_hook=collections.OrderedDict)
+        text = self.done(*argv, "-o", "yaml", **options).out
+        self.assertEqual(text, llamactl.yaml_text(value))
         return value
 
     def table(self, *argv, **options):
         """The cells of a text table; no command colours or truncates."""
         text = self.done(*argv, **options).out
-        self.assertEqual(self.done(*argv + ("-o", "TEXT"), **options).out, text)
         self.assertNotIn("\x1b", text)
         return [re.split(" {2,}", line) for line in text.splitlines()]
 
-    def login(self, *argv, **options):
-        options.setdefault("code", 0)
-        code = options.pop("code")
-        result = self.call("auth", "login", "--no-browser", *argv, **options)
+    def login(self, *argv, code=0, **options):
+        argv = split_first(argv)
+        result = self.call("auth login --no-browser", *argv, **options)
         self.assertEqual(result.code, code, result.err)
         return result
 
@@ -12566,6 +12594,13 @@ class Words(CommandCase):
                     r"  llamactl %s.*\n\nvariables.*:\n  LLAMA" % command,
                 )
         self.assertEqual(self.done("--version", "--help").out, self.done().out)
+
+    def test_a_format_is_taken_in_any_letter_case(self):
+        for word in ("-o JSON", "-o Json", "-o YAML", "--output=Yaml", "-o TEXT"):
+            with self.subTest(word):
+                self.with_profile()
+                shown = self.done(f"projects get {word}").out
+                self.assertEqual(shown, self.done(f"projects get {word.lower()}").out)
 
     def test_help_groups_the_options_and_tells_of_variables_that_count(self):
         shown = self.done("auth", "token", "-h").out
