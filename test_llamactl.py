@@ -13688,8 +13688,48 @@ def stand_in_on_a_port_as_wide():
     raise AssertionError("no free port")
 
 
+SANDBOX_KEY = "llx-sandbox-0123456789-demo"
+
+
 class Readme(Case):
-    """Every console block is typed against the stand-in, and prints what it says."""
+    """Every console block is typed against the stand-in, and prints what it says.
+
+    A recipe runs as pasted, but for the paths of its unit or image, and with small scripts
+    in place of the programs around it.
+    """
+
+    # where the commands of a recipe stand, by the language of its block
+    COMMANDS = {
+        "sh": r"(?s)(.*)",
+        "text": r"(?m)^[0-9* ]+  (.*)$",
+        "ini": r"(?m)^ExecStart=(.*)$",
+        "dockerfile": r"(?m)^(?:RUN(?: --\S+)?|CMD) +(.*)$",
+        "yaml": r"(?s)(?:run: \||script:)\n(.*)|command: (\[[^\n]*\])",
+    }
+    PATHS = (
+        r"/usr/local/bin/|/usr/bin/(?!env)|\$HOME/.local/bin/|/srv/app/|/etc/app/|/var/lib/"
+    )
+    TOOLS = {
+        "kubectl": "cat",
+        "vault": f"echo {SANDBOX_KEY}",
+        "op": f"echo {SANDBOX_KEY}",
+        "useradd": ":",
+    }
+    # the words that a recipe begins with, and what it prints
+    RECIPES = """
+        **GitHub Actions.**    ::add-mask::llx-sandbox-0123456789-demo
+        **GitLab.**            app in proj-alpha
+        **A Docker image**     app in proj-alpha
+        An image whose user
+        A key for one step     app in proj-alpha
+        **Docker Compose:**    app in proj-alpha
+        **systemd.**           llama.env written
+        or systemd hands       app in proj-alpha
+        **Kubernetes.**        LLAMA_CLOUD_API_KEY=llx-sandbox-0123456789-demo
+        **cron**,              app in proj-alpha
+        **Vault, 1Password.**  profile op is current, project Alpha (proj-alpha)
+        **zipapp.**
+        """
 
     def setUp(self):
         super().setUp()
@@ -13720,6 +13760,7 @@ class Readme(Case):
         stand_in = self.sandbox()
         blocks = list(console_blocks(self.text))
         self.assertGreater(len(blocks), 5)
+        self.shell(f"llamactl environments add {stand_in.url}")
         for steps in blocks:
             for command, expected in steps:
                 command = command.replace(SANDBOX_URL, stand_in.url)
@@ -13777,6 +13818,75 @@ class Readme(Case):
         self.assertIn("running in project proj-beta", shown[1])
         self.assertIn(".env is up to date", shown[1])
         self.assertEqual(stores[0], stores[1])
+
+    def script(self, kind, block):
+        """The commands of a recipe for a shell."""
+        found = re.findall(self.COMMANDS[kind], block.replace("\\\n", ""))
+        lines = []
+        for line in "\n".join("".join(each) for each in found).splitlines():
+            line = re.sub("^ *(- )?", "", line)
+            if line.startswith("["):
+                line = " ".join(shlex.quote(word) for word in json.loads(line))
+            lines.append(re.sub(self.PATHS, "", line))
+        return (
+            "\n".join(lines).replace("/run/secrets/llama", "key.txt").replace("-o app ", "")
+        )
+
+    def test_every_recipe(self):
+        stand_in = self.sandbox()
+        for name, command in self.TOOLS.items():
+            path = os.path.join(self.home, "bin", name)
+            with open(path, "w") as file:
+                file.write(f"#!/bin/sh\n{command}\n")
+            os.chmod(path, 0o755)
+        for name, text in (
+            ("key.txt", SANDBOX_KEY),
+            ("llama", SANDBOX_KEY),
+            (
+                "app.py",
+                "import os\nprint('app in', os.environ['LLAMA_AGENTS_PROJECT_ID'])\n",
+            ),
+        ):
+            with open(os.path.join(self.home, name), "w") as file:
+                file.write(text)
+        self.env.update(
+            LLAMA_CLOUD_API_KEY=SANDBOX_KEY,
+            LLAMA_AGENTS_PROJECT_ID="proj-alpha",
+            LLAMA_CLOUD_BASE_URL=stand_in.url,
+            CREDENTIALS_DIRECTORY=self.home,
+            GITHUB_ENV=os.path.join(self.home, "github.env"),
+        )
+        self.shell(f"llamactl environments add {stand_in.url}")
+        self.shell(
+            "llamactl auth token --name bootstrap --api-key-file key.txt --project Alpha"
+        )
+        recipes = self.text.partition("### Recipes")[2].partition("\n### ")[0]
+        table = [line.strip().split("  ", 1) for line in self.RECIPES.strip().splitlines()]
+        self.assertEqual(recipes.count("\n```\n"), len(table) + 1)  # a unit more
+        for words, *printed in table:
+            with self.subTest(words):
+                part = recipes[recipes.index("\n" + words) :]
+                kind, block = re.search("(?ms)^```([a-z]+)\n(.*?)^```$", part).groups()
+                code, shown = self.shell(self.script(kind, block))
+                self.assertEqual(code, 0, shown)
+                self.assertIn("".join(printed).strip(), shown)
+        with open(self.env["GITHUB_ENV"]) as file:
+            self.assertIn(f"LLAMA_CLOUD_API_KEY={SANDBOX_KEY}\n", file.read())
+        self.assertEqual(self.shell("set -a; . ./llama.env; python3 app.py")[0], 0)
+        self.assertEqual(self.shell("./llamactl.pyz auth get nobody")[0], 1)
+
+    def shell(self, script):
+        """What a script of the README ends with and prints."""
+        process = subprocess.Popen(
+            ["sh", "-e", "-c", script],
+            env=self.env,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        shown = process.communicate(timeout=60)[0].decode("utf-8")
+        return process.returncode, shown
 
     def test_the_first_screen_shows_what_one_came_for(self):
         screen = "\n".join(self.text.splitlines()[:40])
