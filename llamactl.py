@@ -64,12 +64,14 @@ except ImportError as error:
 
 __version__ = "1.0.0"
 
-TYPE_CHECKING = False  # mypy takes it for true; importing typing would slow the start
+# Types stand in comments (PEP 484), since Python compiles annotations at each start. What
+# only mypy needs is imported where it takes this for true.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import ssl
-    import threading
+    import ssl  # noqa: F401 (these are used in comments)
+    import threading  # noqa: F401
     from email.message import Message
-    from typing import (
+    from typing import (  # noqa: F401
         Any,
         Callable,
         Container,
@@ -87,7 +89,7 @@ if TYPE_CHECKING:
         TypeGuard,
         Union,
     )
-    from urllib.request import OpenerDirector, Request
+    from urllib.request import OpenerDirector, Request  # noqa: F401
 
     Args = argparse.Namespace
     Json = Dict[str, Any]
@@ -282,7 +284,8 @@ SURROGATE = "[\ud800-\udfff]"
 class Failure(Exception):
     """What went wrong in one line, the command to try next, and the exit code."""
 
-    def __init__(self, message: str, hint: str = "", code: int = EXIT_FAILED) -> None:
+    def __init__(self, message, hint="", code=EXIT_FAILED):
+        # type: (str, str, int) -> None
         self.message = message
         self.hint = hint
         self.code = code
@@ -303,7 +306,8 @@ class Unreachable(Failure):
     `stage` is how far the exchange came; `is_sure` that the request never arrived.
     """
 
-    def __init__(self, message: str, stage: str = UNUSABLE, hint: str = "") -> None:
+    def __init__(self, message, stage=UNUSABLE, hint=""):
+        # type: (str, str, str) -> None
         super().__init__(message, hint, EXIT_UNREACHABLE)
         self.stage = stage
         self.is_sure = stage == NOT_CONNECTED
@@ -315,9 +319,8 @@ class Refused(Failure):
     `is_sure` tells the server itself, which answers in JSON, from a gateway.
     """
 
-    def __init__(
-        self, message: str, status: int, hint: str = "", code: int = EXIT_FAILED
-    ) -> None:
+    def __init__(self, message, status, hint="", code=EXIT_FAILED):
+        # type: (str, int, str, int) -> None
         super().__init__(message, hint, code)
         self.status = status
         self.is_sure = False
@@ -327,19 +330,20 @@ class Damaged(Failure):
     """A store that makes no sense: a reader stops, a writer moves it aside and goes on."""
 
 
-def misuse(message: str, hint: str = "") -> Failure:
+def misuse(message, hint=""):
+    # type: (str, str) -> Failure
     """A wrong command line, or a choice that is missing where nobody can be asked."""
     return Failure(message, hint, EXIT_USAGE)
 
 
-def require(
-    condition: "Any", message: str, hint: str = "", code: int = EXIT_FAILED
-) -> None:
+def require(condition, message, hint="", code=EXIT_FAILED):
+    # type: (Any, str, str, int) -> None
     if not condition:
         raise Failure(message, hint, code)
 
 
-def require_usable(condition: "Any", message: str) -> None:
+def require_usable(condition, message):
+    # type: (Any, str) -> None
     """Raise Unreachable unless a server's answer meets CONDITION."""
     if not condition:
         raise Unreachable(message)
@@ -356,15 +360,18 @@ EXIT_NOT_FOUND = 127
 class Process(ProcessValues):
     """All that is taken from outside the command line."""
 
-    def get(self, variable: str) -> "Optional[str]":
+    def get(self, variable):
+        # type: (str) -> Optional[str]
         """The value of VARIABLE without white space around it; an empty one is unset."""
         return self.variables.get(variable, "").strip() or None
 
-    def prefers_profile(self) -> bool:
+    def prefers_profile(self):
+        # type: () -> bool
         word = self.get(VAR_USE_PROFILE) or ""
         return word.lower() in ("1", "true", "yes", "on", "t", "y")
 
-    def timeout(self, default: float) -> float:
+    def timeout(self, default):
+        # type: (float) -> float
         """How many seconds a server may be silent; raises Failure."""
         text = self.get(VAR_TIMEOUT)
         if text is None:
@@ -373,7 +380,8 @@ class Process(ProcessValues):
             raise misuse(f"{VAR_TIMEOUT} must be a whole number of seconds, 1 to 999")
         return float(text)
 
-    def config_folder(self) -> "Optional[str]":
+    def config_folder(self):
+        # type: () -> Optional[str]
         """The folder of profiles.json as an absolute path; None where there is no home."""
         path = self.get(VAR_FOLDER)
         if path is None:
@@ -393,7 +401,8 @@ class Process(ProcessValues):
         return None
 
 
-def read_process() -> Process:
+def read_process():
+    # type: () -> Process
     """What this process was started with."""
     variables = dict(os.environ)
     home = os.path.expanduser("~")  # type: Optional[str]
@@ -408,7 +417,8 @@ def read_process() -> Process:
     return Process(variables, home, host_name or "unknown", program_on_stdin)
 
 
-def reason(error: BaseException) -> str:
+def reason(error):
+    # type: (BaseException) -> str
     """The operating system's or OpenSSL's own words for ERROR, without paths or values."""
     words = getattr(error, "strerror", None) or type(error).__name__
     return re.sub(r"^\[.*?\] | \(_ssl.*\)$", "", words)
@@ -417,11 +427,13 @@ def reason(error: BaseException) -> str:
 class Interrupted(KeyboardInterrupt):
     """A signal that ends the program, after it has cleaned up as for Ctrl-C."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number):
+        # type: (int) -> None
         self.number = number
 
 
-def ending_signals() -> "List[int]":
+def ending_signals():
+    # type: () -> List[int]
     """The signals that end a program; those that were ignored at the start stay ignored."""
     import signal
 
@@ -430,11 +442,13 @@ def ending_signals() -> "List[int]":
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def catch_signals() -> None:
+def catch_signals():
+    # type: () -> None
     """Have the signals that end a program raise Interrupted instead of killing it."""
     import signal
 
-    def interrupt(number: int, _: "Any") -> None:
+    def interrupt(number, _):
+        # type: (int, Any) -> None
         raise Interrupted(number)
 
     with suppress(ValueError):  # only the main thread may
@@ -444,14 +458,16 @@ def catch_signals() -> None:
 
 
 @contextmanager
-def uninterrupted(tell: "Callable[[str], None]") -> "Iterator[None]":
+def uninterrupted(tell):
+    # type: (Callable[[str], None]) -> Iterator[None]
     """Delay signals to the end of this block, and tell the user so."""
     import signal
 
     caught = []  # type: List[int]
     handlers = {}
 
-    def note(number: int, _: "Any") -> None:
+    def note(number, _):
+        # type: (int, Any) -> None
         caught.append(number)
         tell("finishing first; please wait")
 
@@ -471,7 +487,8 @@ def uninterrupted(tell: "Callable[[str], None]") -> "Iterator[None]":
         raise Interrupted(caught[0])
 
 
-def replace_process(command: "List[str]", variables: "Dict[str, str]") -> int:
+def replace_process(command, variables):
+    # type: (List[str], Dict[str, str]) -> int
     """Become COMMAND; on Windows, which cannot, run it and return its exit code."""
     import signal
 
@@ -496,7 +513,8 @@ def replace_process(command: "List[str]", variables: "Dict[str, str]") -> int:
 
 
 # ==== text: cleaning, masking, names and URLs; no input, no output
-def clean(text: str) -> str:
+def clean(text):
+    # type: (str) -> str
     """TEXT as one line that can neither move a cursor nor reorder what stands around it."""
     if text.isprintable():
         return text
@@ -505,7 +523,8 @@ def clean(text: str) -> str:
     return re.sub(f"[\x00-\x1f{INVISIBLE}]", "", text)
 
 
-def masked(text: str, secrets: "Set[str]") -> str:
+def masked(text, secrets):
+    # type: (str, Set[str]) -> str
     """TEXT without SECRETS, the longest first, since one may be a part of another."""
     for secret in sorted(secrets, key=len, reverse=True):
         for form in (secret, json.dumps(secret)[1:-1]):
@@ -513,7 +532,8 @@ def masked(text: str, secrets: "Set[str]") -> str:
     return text
 
 
-def without_password(word: str) -> str:
+def without_password(word):
+    # type: (str) -> str
     """WORD, if it is an address, without its user (of the web) or its password."""
     scheme, slashes, rest = word.partition("//")
     login, at, host = rest.rpartition("@")
@@ -527,12 +547,14 @@ def without_password(word: str) -> str:
     return f"{scheme}//{'' if is_web else user + ':'}{MASK}@{host}"
 
 
-def without_passwords(text: str) -> str:
+def without_passwords(text):
+    # type: (str) -> str
     """TEXT without the passwords of the addresses in it."""
     return re.sub(r"\S+", lambda match: without_password(match.group()), text)
 
 
-def shortened(text: str, limit: int = 300) -> str:
+def shortened(text, limit=300):
+    # type: (str, int) -> str
     """TEXT on one line, cut at white space alone: half a secret would not be masked."""
     line = " ".join(text.split())
     if len(line) <= limit:
@@ -541,36 +563,42 @@ def shortened(text: str, limit: int = 300) -> str:
     return f"{whole_words} ...".strip()
 
 
-def is_uuid(text: str) -> bool:
+def is_uuid(text):
+    # type: (str) -> bool
     uuid = "(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     return bool(re.fullmatch(uuid, text))
 
 
-def quotable(word: str) -> str:
+def quotable(word):
+    # type: (str) -> str
     """WORD of the command line, masked where it may be a secret: long, and not a UUID."""
     return word if len(word) < 20 or is_uuid(word) else MASK
 
 
-def shell_quoted(word: str) -> str:
+def shell_quoted(word):
+    # type: (str) -> str
     """WORD as a shell reads it, for hints that are pasted."""
     from shlex import quote
 
     return quote(word)
 
 
-def last_four(secret: str) -> str:
+def last_four(secret):
+    # type: (str) -> str
     """At most the last four characters, none of a secret too short to spare them."""
     if len(secret) < 12:
         return ""
     return re.sub(r"[^A-Za-z0-9]", "", secret[-4:])
 
 
-def is_plain(text: "Any") -> bool:
+def is_plain(text):
+    # type: (Any) -> bool
     """Whether TEXT is printable ASCII without white space, as keys and ids are."""
     return isinstance(text, str) and bool(re.fullmatch("[!-~]+", text))
 
 
-def require_plain(text: str, name: str) -> str:
+def require_plain(text, name):
+    # type: (str, str) -> str
     """TEXT, if it is plain; the Failure otherwise calls it NAME and quotes nothing."""
     if not text:
         raise misuse(f"{name} is empty")
@@ -580,7 +608,8 @@ def require_plain(text: str, name: str) -> str:
     return text
 
 
-def clean_key(text: str) -> str:
+def clean_key(text):
+    # type: (str) -> str
     """A key without what surrounds it when it is pasted: white space, marks, quotes.
 
     Raises Failure for NAME=KEY.
@@ -593,12 +622,14 @@ def clean_key(text: str) -> str:
     return require_plain(text, "the API key")
 
 
-def decoded_key(content: bytes) -> str:
+def decoded_key(content):
+    # type: (bytes) -> str
     """The key in CONTENT, which may begin with a BOM; raises Failure."""
     return clean_key(content.decode("utf-8-sig", "replace"))
 
 
-def split_url(url: str, rest: str) -> "Tuple[str, str, int, str]":
+def split_url(url, rest):
+    # type: (str, str) -> Tuple[str, str, int, str]
     """Scheme, host, port and what follows, which the pattern REST must match.
 
     Raises ValueError. Written by hand because local commands do without urllib, and
@@ -622,12 +653,14 @@ LOOPBACK = (  # as resolvers write it, too
 )
 
 
-def is_loopback(url: str) -> bool:
+def is_loopback(url):
+    # type: (str) -> bool
     """Whether URL leads to this machine."""
     return bool(re.match(f"(?i)https?://({LOOPBACK})([:/?]|$)", url))
 
 
-def normal_url(url: str) -> str:
+def normal_url(url):
+    # type: (str) -> str
     """An API URL as it is stored and compared (RFC 3986 §6.2.2.1, §6.2.3).
 
     Raises Failure.
@@ -647,7 +680,8 @@ def normal_url(url: str) -> str:
     return f"{scheme}://{place}{path}".rstrip("/")
 
 
-def origin_of(url: str) -> str:
+def origin_of(url):
+    # type: (str) -> str
     """Scheme, host and port of URL, if secrets may be sent there at all; raises Failure."""
     try:
         scheme, host, port, _ = split_url(url, "[/?][!-~]*")
@@ -656,17 +690,20 @@ def origin_of(url: str) -> str:
     return f"{scheme}://{host}:{port}"
 
 
-def is_sent_in_clear(url: str) -> bool:
+def is_sent_in_clear(url):
+    # type: (str) -> bool
     """Whether URL is plain http to another machine."""
     return url.lower().startswith("http://") and not is_loopback(url)
 
 
-def shell_safe(text: str) -> str:
+def shell_safe(text):
+    # type: (str) -> str
     """TEXT as a name that no shell acts on."""
     return re.sub(r"[^A-Za-z0-9@._+-]+", "-", text).strip("-")[:80]
 
 
-def free_name(wanted: str, taken: "Any") -> str:
+def free_name(wanted, taken):
+    # type: (str, Any) -> str
     """WANTED, or WANTED-2, WANTED-3 and so on where it is taken."""
     name = wanted
     number = 1
@@ -676,7 +713,8 @@ def free_name(wanted: str, taken: "Any") -> str:
     return name
 
 
-def listed(choices: "Choices") -> str:
+def listed(choices):
+    # type: (Choices) -> str
     """CHOICES as they stand in a sentence, 20 at most."""
     words = [
         value if label == value else f"{value} ({label})" for value, label in choices[:20]
@@ -686,7 +724,8 @@ def listed(choices: "Choices") -> str:
     return ", ".join(words) or "none"
 
 
-def find_choices(answer: str, shown: "Choices", choices: "Choices") -> "List[str]":
+def find_choices(answer, shown, choices):
+    # type: (str, Choices, Choices) -> List[str]
     """The values that ANSWER may mean.
 
     A number of those SHOWN, else the whole name of one of CHOICES, else a part of it.
@@ -701,15 +740,18 @@ def find_choices(answer: str, shown: "Choices", choices: "Choices") -> "List[str
     return [value for value, label in choices if part in f"{value}\n{label}".lower()]
 
 
-def is_number(value: "Any", above: float = float("-inf")) -> bool:
+def is_number(value, above=float("-inf")):
+    # type: (Any, float) -> bool
     """Whether VALUE is a JSON number of a size that arithmetic with times can bear."""
     return type(value) in (int, float) and above < value and abs(value) < 1e300
 
 
-def parse_object(content: bytes) -> "Optional[Json]":
+def parse_object(content):
+    # type: (bytes) -> Optional[Json]
     """The JSON object that CONTENT holds; None where it holds none or is not UTF-8."""
 
-    def parse_int(digits: str) -> int:
+    def parse_int(digits):
+        # type: (str) -> int
         if len(digits) > 300:  # int() is slow for long ones
             raise ValueError("a number of too many digits")
         return int(digits)  # which refuses NaN and Infinity
@@ -723,14 +765,16 @@ def parse_object(content: bytes) -> "Optional[Json]":
 
 
 # ==== output: a value as JSON, YAML or a table; no input, no output
-def json_text(value: "Any", indent: "Optional[int]" = 2) -> str:
+def json_text(value, indent=2):
+    # type: (Any, Optional[int]) -> str
     """VALUE as JSON, the same, without characters that a terminal would act on."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     text = re.sub(SURROGATE, "\ufffd", text)
     return re.sub(f"[{INVISIBLE}]", lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
-def yaml_scalar(value: "Any") -> str:
+def yaml_scalar(value):
+    # type: (Any) -> str
     """VALUE bare where YAML 1.1 and 1.2 both read that text as a string, else as JSON."""
     special = r"(?i)null|true|false|yes|no|on|off|y|n|nan|inf|e[0-9]+"
     bare = r"[A-Za-z_](?:[A-Za-z0-9_./@:+-]*[A-Za-z0-9_/])?"
@@ -740,7 +784,8 @@ def yaml_scalar(value: "Any") -> str:
     return json_text(value, indent=None)
 
 
-def yaml_text(value: "Any", indent: str = "") -> str:
+def yaml_text(value, indent=""):
+    # type: (Any, str) -> str
     """VALUE as block YAML; a scalar or an empty container is one line."""
     if not value or not isinstance(value, (dict, list)):
         return yaml_scalar(value) + "\n"
@@ -757,7 +802,8 @@ def yaml_text(value: "Any", indent: str = "") -> str:
     return indent.join(entries)
 
 
-def cell_text(value: "Any") -> str:
+def cell_text(value):
+    # type: (Any) -> str
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value == "":
@@ -765,7 +811,8 @@ def cell_text(value: "Any") -> str:
     return clean(str(value))
 
 
-def cell_width(text: str) -> int:
+def cell_width(text):
+    # type: (str) -> int
     """How many columns of a terminal TEXT takes: CJK and emoji 2, combining marks 0."""
     if len(text) == len(text.encode("utf-8", "replace")):
         return len(text)
@@ -779,7 +826,8 @@ def cell_width(text: str) -> int:
 MAX_COLUMN = 200  # what is longer stands out, and pads no other row
 
 
-def table_text(headers: "Sequence[str]", rows: "Sequence[Sequence[Any]]") -> str:
+def table_text(headers, rows):
+    # type: (Sequence[str], Sequence[Sequence[Any]]) -> str
     """A table without colour or truncation, two spaces between columns."""
     lines = [list(headers)]
     lines += [[cell_text(value) for value in row] for row in rows]
@@ -796,7 +844,8 @@ def table_text(headers: "Sequence[str]", rows: "Sequence[Sequence[Any]]") -> str
     return text
 
 
-def output_text(value: "Any", output: str, columns: str) -> str:
+def output_text(value, output, columns):
+    # type: (Any, str, str) -> str
     """VALUE, an object or a list of them, as OUTPUT (json, yaml or text) wants it.
 
     COLUMNS are those of a table: words, `HEADER=field` where the two differ.
@@ -824,7 +873,8 @@ LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
 LINE_END = re.compile(r"\r\n|\n|\r|\Z")
 
 
-def env_value(value: str) -> str:
+def env_value(value):
+    # type: (str) -> str
     """VALUE as it stands behind `NAME=`, in quotes only where it needs them."""
     if re.fullmatch(r"[A-Za-z0-9_./:@%+,=-]+", value):
         return value
@@ -834,7 +884,8 @@ def env_value(value: str) -> str:
     return f'"{escaped}"'
 
 
-def unable_readers(value: str) -> "List[str]":
+def unable_readers(value):
+    # type: (str) -> List[str]
     """The tools that misread VALUE as env_value() writes it."""
     quoted = env_value(value)
     if quoted == value:
@@ -852,12 +903,14 @@ def unable_readers(value: str) -> "List[str]":
     return readers
 
 
-def env_lines(values: "Dict[str, str]") -> "Dict[str, str]":
+def env_lines(values):
+    # type: (Dict[str, str]) -> Dict[str, str]
     """Each name and the line that assigns its value."""
     return {name: f"{name}={env_value(value)}" for name, value in values.items()}
 
 
-def usual_line_end(text: str) -> str:
+def usual_line_end(text):
+    # type: (str) -> str
     """The line end for new lines of TEXT: its own, a lone \\n before a lone \\r."""
     if text.endswith("\r"):
         return "\r"
@@ -865,13 +918,15 @@ def usual_line_end(text: str) -> str:
     return found.group() if found else "\n"
 
 
-def joins_next_line(line: str) -> bool:
+def joins_next_line(line):
+    # type: (str) -> bool
     """Whether LINE ends in a backslash that is not escaped itself."""
     body = line.rstrip("\r\n")
     return (len(body) - len(body.rstrip("\\"))) % 2 == 1
 
 
-def scan_part(text: str, at: int) -> "EnvPart":
+def scan_part(text, at):
+    # type: (str, int) -> EnvPart
     """What TEXT holds from AT: a line, or an assignment to the end of its quoted value."""
     prefix = ""
     name = ""
@@ -897,7 +952,8 @@ def scan_part(text: str, at: int) -> "EnvPart":
     )
 
 
-def scan_env(text: str, names: "Container[str]") -> "Iterator[EnvPart]":
+def scan_env(text, names):
+    # type: (str, Container[str]) -> Iterator[EnvPart]
     """The parts of a .env TEXT; what backslashes join to a value of NAMES belongs to it."""
     at = 0
     while at < len(text):
@@ -912,7 +968,8 @@ def scan_env(text: str, names: "Container[str]") -> "Iterator[EnvPart]":
         yield part
 
 
-def updated_env(text: str, values: "Dict[str, str]") -> str:
+def updated_env(text, values):
+    # type: (str, Dict[str, str]) -> str
     """The .env TEXT with VALUES assigned where they stood, else at its end."""
     mark = "\ufeff" if text.startswith("\ufeff") else ""
     text = text[len(mark) :]
@@ -959,20 +1016,23 @@ MAX_TOLD = 4000  # characters of a line that is shown
 MENU_LENGTH = 20
 
 
-def open_controlling_terminal() -> "Any":
+def open_controlling_terminal():
+    # type: () -> Any
     with suppress(OSError):  # there is none
         return open("CONIN$" if WINDOWS else "/dev/tty")
     return None
 
 
-def is_terminal(stream: "Any") -> bool:
+def is_terminal(stream):
+    # type: (Any) -> bool
     return stream is not None and not stream.closed and bool(stream.isatty())
 
 
 class Terminal:
     """The user's side. It remembers which secrets to mask and what it has warned of."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process):
+        # type: (Process) -> None
         self.process = process
         self.quiet = False
         self.secrets = set()  # type: Set[str]
@@ -981,12 +1041,14 @@ class Terminal:
         if process.program_on_stdin:
             self.input = open_controlling_terminal()
 
-    def hide(self, secret: str) -> None:
+    def hide(self, secret):
+        # type: (str) -> None
         """Mask SECRET in all output from now on."""
         if len(secret) >= 8:  # a shorter one would mask ordinary words
             self.secrets.add(secret)
 
-    def write(self, text: str) -> None:
+    def write(self, text):
+        # type: (str) -> None
         """Write TEXT to stdout, all of it; raises Failure and BrokenPipeError."""
         require(sys.stdout is not None, "standard output is closed")
         left = memoryview(text.encode("utf-8", "replace"))
@@ -1004,19 +1066,22 @@ class Terminal:
                 raise BrokenPipeError from None  # as Windows has it
             raise Failure(f"standard output: {reason(error)}") from None
 
-    def abandon(self, descriptor: int) -> None:
+    def abandon(self, descriptor):
+        # type: (int) -> None
         """Send what is still buffered nowhere, so that the interpreter exits quietly."""
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), descriptor)
 
-    def show(self, value: "Any", output: str, columns: str, noun: str = "") -> None:
+    def show(self, value, output, columns, noun=""):
+        # type: (Any, str, str, str) -> None
         """Print a command's result; NOUN is what an empty list lacks."""
         text = without_passwords(output_text(value, output, columns))
         self.write(masked(text, self.secrets))
         if value == []:
             self.say(f"no {noun} found")
 
-    def write_error(self, text: str) -> None:
+    def write_error(self, text):
+        # type: (str) -> None
         """Write TEXT to stderr; where that is closed or hung up, nobody is left to tell."""
         if sys.stderr is not None:  # else descriptor 2 may be anything by now
             try:
@@ -1025,30 +1090,35 @@ class Terminal:
             except (OSError, ValueError):
                 self.abandon(2)
 
-    def tell(self, text: str) -> None:
+    def tell(self, text):
+        # type: (str) -> None
         """Print a line to stderr, masked; a key that was typed where none belongs, too."""
         line = masked(without_passwords(clean(text)), self.secrets)
         line = re.sub("(?i)llx-[a-z0-9_-]{14,}", MASK, line)
         self.write_error(f"{line[:MAX_TOLD]}\n")
 
-    def say(self, text: str) -> None:
+    def say(self, text):
+        # type: (str) -> None
         if not self.quiet:
             self.tell(text)
 
-    def warn(self, text: str) -> None:
+    def warn(self, text):
+        # type: (str) -> None
         """Print a warning once."""
         if text not in self.warned:
             self.warned.add(text)
             self.tell(f"warning: {text}")
 
-    def can_ask(self) -> bool:
+    def can_ask(self):
+        # type: () -> bool
         """Whether somebody can answer a question."""
         is_ci = (self.process.get("CI") or "no").lower() not in ("false", "0", "no", "off")
         if is_ci or self.process.get("TERM") == "dumb":
             return False
         return is_terminal(self.input) and is_terminal(sys.stderr)
 
-    def ask(self, question: str) -> str:
+    def ask(self, question):
+        # type: (str) -> str
         """One line from the user, typed after the question appeared.
 
         Raises KeyboardInterrupt at Ctrl-C, Ctrl-D and a hang-up.
@@ -1066,12 +1136,14 @@ class Terminal:
             raise KeyboardInterrupt
         return str(line, "utf-8", "replace").strip()
 
-    def confirm(self, question: str) -> None:
+    def confirm(self, question):
+        # type: (str) -> None
         """Ask before what cannot be undone, where somebody can; raises Failure at no."""
         if self.can_ask() and self.ask(f"{question} [y/N] ").lower() not in ("y", "yes"):
             raise Failure("nothing was deleted")
 
-    def ask_hidden(self, question: str) -> str:
+    def ask_hidden(self, question):
+        # type: (str) -> str
         """One line that is not shown as it is typed; raises Failure, and as ask() does."""
         import getpass
         import warnings
@@ -1088,9 +1160,8 @@ class Terminal:
             self.write_error("\n")
             raise misuse("what was typed is not text") from None
 
-    def choose(
-        self, name: str, choices: "Choices", flag: str, current: "Optional[str]" = None
-    ) -> str:
+    def choose(self, name, choices, flag, current=None):
+        # type: (str, Choices, str, Optional[str]) -> str
         """Let the user pick one of CHOICES, a NAME; raises Failure where none can be asked.
 
         FLAG is what chooses without asking. CURRENT stands for an empty answer.
@@ -1121,7 +1192,8 @@ class Terminal:
                 count = len(shown[:MENU_LENGTH])
                 complaint = f"{word} is not on the list (1 to {count})"
 
-    def show_menu(self, choices: "Choices", current: "Optional[str]") -> None:
+    def show_menu(self, choices, current):
+        # type: (Choices, Optional[str]) -> None
         for number, (value, label) in enumerate(choices[:MENU_LENGTH], 1):
             mark = "*" if value == current else " "
             name = label if label == value else f"{label} ({value})"
@@ -1131,13 +1203,16 @@ class Terminal:
                 f"       and {len(choices) - MENU_LENGTH} more; type a part of the name"
             )
 
-    def countdown(self, expires_at: float) -> "Wait":
+    def countdown(self, expires_at):
+        # type: (float) -> Wait
         """A way to wait that shows the time left until EXPIRES_AT (monotonic seconds)."""
         is_shown = is_terminal(sys.stderr) and not self.quiet
         if self.process.get("TERM") == "dumb":
             is_shown = False
 
-        def wait(seconds: float) -> None:
+        def wait(seconds):
+            # type: (float) -> None
+            """Wait for so many SECONDS, and show each."""
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 if is_shown:
@@ -1150,7 +1225,8 @@ class Terminal:
 
         return wait
 
-    def open_browser(self, url: str) -> None:
+    def open_browser(self, url):
+        # type: (str) -> None
         """Open URL where a graphical browser is plausible; say nothing if there is none."""
         get = self.process.get
         is_remote = get("SSH_CONNECTION") or get("SSH_TTY") or get("SSH_CLIENT")
@@ -1160,7 +1236,8 @@ class Terminal:
         import threading
         import webbrowser
 
-        def start_browser() -> None:
+        def start_browser():
+            # type: () -> None
             with suppress(webbrowser.Error, OSError, ValueError):
                 browser = webbrowser.get()
                 program = str(getattr(browser, "name", ""))
@@ -1172,7 +1249,8 @@ class Terminal:
             thread.start()
             thread.join(BROWSER_TIMEOUT)  # some browsers return only when they are closed
 
-    def read_stdin(self) -> str:
+    def read_stdin(self):
+        # type: () -> str
         """The key that stdin holds."""
         if self.process.program_on_stdin:
             message = "standard input holds the program, so it cannot hold the key as well"
@@ -1207,7 +1285,8 @@ UNSUPPORTED = (  # how a file system says that it has no locks, or cannot sync
 
 
 @contextmanager
-def naming_path(path: str, verb: str, hint: str = "") -> "Iterator[None]":
+def naming_path(path, verb, hint=""):
+    # type: (str, str, str) -> Iterator[None]
     """Turn the operating system's errors into a Failure that names PATH."""
     try:
         yield
@@ -1215,7 +1294,8 @@ def naming_path(path: str, verb: str, hint: str = "") -> "Iterator[None]":
         raise Failure(f"{path} cannot be {verb}: {reason(error)}", hint) from None
 
 
-def user_name(uid: int) -> str:
+def user_name(uid):
+    # type: (int) -> str
     with suppress(ImportError, KeyError):
         import pwd
 
@@ -1223,12 +1303,14 @@ def user_name(uid: int) -> str:
     return f"uid {uid}"
 
 
-def belongs_to(path: str, status: "os.stat_result", hint: str = "") -> Failure:
+def belongs_to(path, status, hint=""):
+    # type: (str, os.stat_result, str) -> Failure
     """The refusal to use a file of somebody else's."""
     return Failure(f"{path} belongs to {user_name(status.st_uid)}", hint)
 
 
-def is_ours(status: "os.stat_result") -> bool:
+def is_ours(status):
+    # type: (os.stat_result) -> bool
     """Whether a file is ours or root's, or of group 0 where that is our own primary group.
 
     The last is how OpenShift runs a container: with a random uid, and group 0.
@@ -1238,14 +1320,16 @@ def is_ours(status: "os.stat_result") -> bool:
     return os.geteuid() != 0 and os.getegid() == 0 and status.st_gid == 0
 
 
-def has_acl(target: "Union[int, str]") -> bool:
+def has_acl(target):
+    # type: (Union[int, str]) -> bool
     """Whether an open file or a path has an ACL; its group bits then are the ACL's mask."""
     with suppress(OSError, AttributeError):
         return ACL in os.listxattr(target)
     return False
 
 
-def bits_of_others(target: "Union[int, str]", bits: int) -> int:
+def bits_of_others(target, bits):
+    # type: (Union[int, str], int) -> int
     """Which of the permission BITS (0o044 to read, 0o022 to write) others have.
 
     TARGET is an open file or a path. The bits of the group count unless it is root's or
@@ -1259,7 +1343,8 @@ def bits_of_others(target: "Union[int, str]", bits: int) -> int:
     return status.st_mode & bits
 
 
-def can_chmod(descriptor: int) -> bool:
+def can_chmod(descriptor):
+    # type: (int) -> bool
     """Whether chmod changes anything: not on a read-only file system, nor without modes."""
     if os.statvfs(descriptor).f_flag & getattr(os, "ST_RDONLY", 1):
         return False
@@ -1273,7 +1358,8 @@ def can_chmod(descriptor: int) -> bool:
     return True
 
 
-def warn_if_open(descriptor: int, path: str, bits: int, fix: str, warn: "Warn") -> None:
+def warn_if_open(descriptor, path, bits, fix, warn):
+    # type: (int, str, int, str, Warn) -> None
     """Warn where others have one of the permission BITS of an open file or folder PATH.
 
     `chmod FIX` removes it. In a sticky folder of root's nobody can touch what is another's.
@@ -1287,9 +1373,8 @@ def warn_if_open(descriptor: int, path: str, bits: int, fix: str, warn: "Warn") 
             warn(f"others can {verb} {path}; run: chmod {fix} {shell_quoted(path)}")
 
 
-def user_to_become(
-    trail: "Sequence[Tuple[str, os.stat_result]]", is_allowed: bool, hint: str
-) -> "Optional[int]":
+def user_to_become(trail, is_allowed, hint):
+    # type: (Sequence[Tuple[str, os.stat_result]], bool, str) -> Optional[int]
     """The one user to whom all on the TRAIL belongs that is not ours; None where all is.
 
     Raises Failure for two users, unless IS_ALLOWED, and where we are not root; for a link
@@ -1309,7 +1394,8 @@ def user_to_become(
 
 
 @contextmanager
-def acting_as(uid: "Optional[int]", path: str, hint: str) -> "Iterator[None]":
+def acting_as(uid, path, hint):
+    # type: (Optional[int], str, str) -> Iterator[None]
     """Have the effective ids of the user UID, and no other groups: the kernel then decides.
 
     Only root can. PATH is what belongs to that user; None changes nothing.
@@ -1343,14 +1429,16 @@ def acting_as(uid: "Optional[int]", path: str, hint: str) -> "Iterator[None]":
             os.setgroups(groups)
 
 
-def set_mode(descriptor: int, mode: int) -> None:
+def set_mode(descriptor, mode):
+    # type: (int, int) -> None
     """Set the permissions of an open file, where its file system keeps any."""
     if not WINDOWS:
         with suppress(OSError):
             os.fchmod(descriptor, mode)
 
 
-def copy_attributes(source: int, target: int) -> bool:
+def copy_attributes(source, target):
+    # type: (int, int) -> bool
     """Give the file TARGET the ACL and the other extended attributes of SOURCE.
 
     Returns whether the ACL is the same now; a folder may have given TARGET one of its own.
@@ -1368,7 +1456,8 @@ def copy_attributes(source: int, target: int) -> bool:
     return is_same
 
 
-def copy_access(source: int, target: int) -> None:
+def copy_access(source, target):
+    # type: (int, int) -> None
     """Give the file TARGET owner, group, mode and attributes of SOURCE; raises OSError.
 
     Only root gives a file away, and must. Where the group or the ACL cannot be kept,
@@ -1386,7 +1475,8 @@ def copy_access(source: int, target: int) -> None:
     set_mode(target, mode)
 
 
-def write_and_sync(descriptor: int, content: bytes) -> None:
+def write_and_sync(descriptor, content):
+    # type: (int, bytes) -> None
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]
@@ -1397,7 +1487,8 @@ def write_and_sync(descriptor: int, content: bytes) -> None:
             raise
 
 
-def retried(action: "Callable[[], Any]") -> "Any":
+def retried(action):
+    # type: (Callable[[], Any]) -> Any
     """What ACTION returns; on Windows it waits for whoever has the file open."""
     end = time.monotonic() + RENAME_TIMEOUT
     while True:
@@ -1417,7 +1508,8 @@ class Place:
     other files in the folder are given by what follows the name of the file.
     """
 
-    def __init__(self, path: str, prefix: str) -> None:
+    def __init__(self, path, prefix):
+        # type: (str, str) -> None
         """PREFIX begins what follows the name in those of the lock and the successor."""
         self.path = abspath(path)  # every link followed
         self.name = self.path
@@ -1434,7 +1526,8 @@ class Place:
         else:
             self._walk(self.path.split(os.sep))
 
-    def _walk(self, parts: "List[str]") -> None:
+    def _walk(self, parts):
+        # type: (List[str]) -> None
         """Open the folder that PARTS lead to from the root, one after the other."""
         here = os.sep
         self.folder = os.open(here, FOLDER)
@@ -1467,29 +1560,35 @@ class Place:
                 break
         self.trail.append((here, os.fstat(self.folder)))
 
-    def _enter(self, name: str) -> None:
+    def _enter(self, name):
+        # type: (str) -> None
         below = os.open(name, FOLDER, dir_fd=self.folder)
         self.close()
         self.folder = below
 
-    def close(self) -> None:
+    def close(self):
+        # type: () -> None
         if self.folder is not None:
             os.close(self.folder)
             self.folder = None
 
-    def status(self, suffix: str = "") -> "os.stat_result":
+    def status(self, suffix=""):
+        # type: (str) -> os.stat_result
         name = self.name + suffix
         return os.stat(name, dir_fd=self.folder, follow_symlinks=WINDOWS)
 
-    def open(self, suffix: str, flags: int) -> int:
+    def open(self, suffix, flags):
+        # type: (str, int) -> int
         name = self.name + suffix
         return os.open(name, flags | NO_FOLLOW | BINARY, 0o600, dir_fd=self.folder)
 
     @contextmanager
-    def opened(self, mode: str) -> "Iterator[Any]":
+    def opened(self, mode):
+        # type: (str) -> Iterator[Any]
         """The file, which must be a regular one; raises OSError and Failure."""
 
-        def opener(_: str, flags: int) -> int:
+        def opener(_, flags):
+            # type: (str, int) -> int
             return self.open("", flags | NO_WAIT)
 
         with retried(lambda: open(self.name, mode, buffering=0, opener=opener)) as file:
@@ -1497,7 +1596,8 @@ class Place:
                 raise Failure(f"{self.path} is not a regular file")
             yield file
 
-    def read(self, check: "Optional[Check]" = None) -> "Optional[Snapshot]":
+    def read(self, check=None):
+        # type: (Optional[Check]) -> Optional[Snapshot]
         """The content of the file, None where there is none; raises OSError and Failure.
 
         CHECK raises Failure for an open file that must not be read.
@@ -1512,7 +1612,8 @@ class Place:
             return None
 
     @contextmanager
-    def opened_folder(self) -> "Iterator[int]":
+    def opened_folder(self):
+        # type: () -> Iterator[int]
         """The folder of the file, to look into it; raises OSError."""
         if len(self.missing) > 1:
             raise FileNotFoundError
@@ -1522,22 +1623,26 @@ class Place:
         finally:
             os.close(descriptor)
 
-    def names(self) -> "List[str]":
+    def names(self):
+        # type: () -> List[str]
         """What lies beside the file; raises OSError."""
         if WINDOWS:
             return os.listdir(dirname(self.path))
         with self.opened_folder() as folder:
             return os.listdir(folder)
 
-    def remove(self, suffix: str) -> None:
+    def remove(self, suffix):
+        # type: (str) -> None
         with suppress(FileNotFoundError):
             os.unlink(self.name + suffix, dir_fd=self.folder)
 
-    def rename(self, suffix: str, target: str) -> None:
+    def rename(self, suffix, target):
+        # type: (str, str) -> None
         ends = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
         os.replace(self.name + suffix, self.name + target, **ends)
 
-    def make_folders(self) -> None:
+    def make_folders(self):
+        # type: () -> None
         """Make the folders that are missing, 0700 whatever the umask; raises OSError."""
         if WINDOWS:
             os.makedirs(dirname(self.path), exist_ok=True)
@@ -1550,7 +1655,8 @@ class Place:
             self._enter(name)
             self.name = self.missing[0]
 
-    def write_new(self, content: bytes, like: "Optional[int]" = None) -> None:
+    def write_new(self, content, like=None):
+        # type: (bytes, Optional[int]) -> None
         """Write the successor of the file, 0600 or as the open file LIKE is."""
         self.remove(self.new)
         descriptor = self.open(self.new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -1565,7 +1671,8 @@ class Place:
         finally:
             os.close(descriptor)
 
-    def is_held(self) -> bool:
+    def is_held(self):
+        # type: () -> bool
         """False if another process took our lock file over, believing us dead."""
         if not self.word:
             return True
@@ -1577,10 +1684,12 @@ class Place:
                 os.close(descriptor)
         return False
 
-    def check_held(self) -> None:
+    def check_held(self):
+        # type: () -> None
         require(self.is_held(), f"another process took over {self.path + self.lock}ed")
 
-    def put_new(self) -> None:
+    def put_new(self):
+        # type: () -> None
         """Put the successor in the file's place in one step; raises OSError and Failure."""
         self.check_held()
         retried(lambda: self.rename(self.new, ""))
@@ -1588,7 +1697,8 @@ class Place:
             os.fsync(folder)  # so that a power cut leaves it; not every system can
 
 
-def try_lock(descriptor: int) -> bool:
+def try_lock(descriptor):
+    # type: (int) -> bool
     """Take the kernel's exclusive lock, which ends with the descriptor or the process."""
     try:
         if WINDOWS:
@@ -1608,7 +1718,8 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def open_lock(place: Place, hint: str) -> int:
+def open_lock(place, hint):
+    # type: (Place, str) -> int
     """A descriptor of the lock file, which is ours; raises OSError and Failure."""
     descriptor = place.open(place.lock, os.O_RDWR | os.O_CREAT)
     status = os.fstat(descriptor)
@@ -1620,7 +1731,8 @@ def open_lock(place: Place, hint: str) -> int:
     return descriptor
 
 
-def age(place: Place, suffix: str, word: str) -> float:
+def age(place, suffix, word):
+    # type: (Place, str, str) -> float
     """How old a file is by the clock of its file system: a file made now tells."""
     now = f"{place.lock}.{word}.now"
     os.close(place.open(now, os.O_CREAT | os.O_WRONLY))
@@ -1630,7 +1742,8 @@ def age(place: Place, suffix: str, word: str) -> float:
         place.remove(now)
 
 
-def take_over_if_old(place: Place, held: str, word: str) -> None:
+def take_over_if_old(place, held, word):
+    # type: (Place, str, str) -> None
     """Remove the lock file HELD if its holder must have died."""
     aside = f"{held}.{word}"
     with suppress(FileNotFoundError):  # another process was faster
@@ -1641,7 +1754,8 @@ def take_over_if_old(place: Place, held: str, word: str) -> None:
             place.remove(aside)
 
 
-def wait_for_lock_file(place: Place, end: float) -> None:
+def wait_for_lock_file(place, end):
+    # type: (Place, float) -> None
     """Make a lock file with a random word in it; one that is too old is taken over."""
     place.word = os.urandom(8).hex()
     held = f"{place.lock}ed"
@@ -1669,7 +1783,8 @@ def wait_for_lock_file(place: Place, end: float) -> None:
     place.new = f"{place.new}.{place.word}"
 
 
-def wait_for_lock(place: Place, hint: str, warn: "Warn") -> int:
+def wait_for_lock(place, hint, warn):
+    # type: (Place, str, Warn) -> int
     """A descriptor that holds the lock; raises OSError, after 10 s Failure."""
     end = time.monotonic() + LOCK_TIMEOUT
     while True:
@@ -1696,21 +1811,22 @@ def wait_for_lock(place: Place, hint: str, warn: "Warn") -> int:
             return descriptor
 
 
-def remove_lock(place: Place) -> None:
+def remove_lock(place):
+    # type: (Place) -> None
     with suppress(PermissionError):  # on Windows another process has it open
         place.remove(place.lock)
 
 
-def remove_lock_file(place: Place) -> None:
+def remove_lock_file(place):
+    # type: (Place) -> None
     """Remove what stands in for a lock, unless another process took it over."""
     if place.word and place.is_held():
         place.remove(f"{place.lock}ed")
 
 
 @contextmanager
-def exclusive(
-    place: Place, warn: "Warn", hint: str = "", keep: bool = True
-) -> "Iterator[None]":
+def exclusive(place, warn, hint="", keep=True):
+    # type: (Place, Warn, str, bool) -> Iterator[None]
     """Hold the lock of PLACE, and KEEP its file; remove the successor at the end.
 
     HINT is the command to try where the lock file is not ours.
@@ -1728,25 +1844,22 @@ def exclusive(
         yield
 
 
-def read_key_file(path: str) -> str:
+def read_key_file(path):
+    # type: (str) -> str
     """The key in the file PATH, which may be a pipe."""
     with naming_path(path, "read"), open(path, "rb") as file:
         return decoded_key(file.read(MAX_KEY_BYTES))
 
 
-def warn_of_modeless(place: Place, warn: "Warn") -> None:
+def warn_of_modeless(place, warn):
+    # type: (Place, Warn) -> None
     """Warn where others can read the successor, and no chmod can change that."""
     if place.is_exposed:
         warn(f"others can read {place.path}: its file system has no permissions")
 
 
-def write_successor(
-    place: Place,
-    edit: "Callable[[bytes], bytes]",
-    check: "Check",
-    allowed: int,
-    warn: "Warn",
-) -> None:
+def write_successor(place, edit, check, allowed, warn):
+    # type: (Place, Callable[[bytes], bytes], Check, int, Warn) -> None
     """Write what EDIT makes of the file beside it, with its owner and mode.
 
     ALLOWED is how others could use the file before. Raises OSError, and Failure if a file
@@ -1764,12 +1877,8 @@ def write_successor(
         place.write_new(edit(b""))
 
 
-def write_in_place(
-    place: Place,
-    edit: "Callable[[bytes], bytes]",
-    seen: "os.stat_result",
-    warn: "Warn",
-) -> None:
+def write_in_place(place, edit, seen, warn):
+    # type: (Place, Callable[[bytes], bytes], os.stat_result, Warn) -> None
     """Rewrite the file, which must be the one that was SEEN and have no other name.
 
     What needs more room is written first, so that a full disk damages nothing.
@@ -1793,13 +1902,8 @@ def write_in_place(
             file.truncate(size)
 
 
-def rewrite_checked(
-    place: Place,
-    edit: "Callable[[bytes], bytes]",
-    check: "Check",
-    is_foreign: bool,
-    warn: "Warn",
-) -> bool:
+def rewrite_checked(place, edit, check, is_foreign, warn):
+    # type: (Place, Callable[[bytes], bytes], Check, bool, Warn) -> bool
     """Replace the file by what EDIT makes of it; False where that changes nothing.
 
     CHECK raises Failure for a file that must not be written to. IS_FOREIGN says that
@@ -1824,10 +1928,12 @@ def rewrite_checked(
     return True
 
 
-def first_lines(path: str) -> "List[str]":
+def first_lines(path):
+    # type: (str) -> List[str]
     """The lines in the first 64 KiB of a file; none where it cannot be read at once."""
 
-    def open_at_once(name: str, flags: int) -> int:
+    def open_at_once(name, flags):
+        # type: (str, int) -> int
         return os.open(name, flags | NO_WAIT | NO_FOLLOW)
 
     with suppress(OSError), open(path, "rb", opener=open_at_once) as file:
@@ -1836,7 +1942,8 @@ def first_lines(path: str) -> "List[str]":
     return []
 
 
-def is_ignored(pattern: str, parts: "List[str]") -> bool:
+def is_ignored(pattern, parts):
+    # type: (str, List[str]) -> bool
     """Whether a line of a .gitignore names the path PARTS, or a folder on it."""
     from fnmatch import fnmatch
 
@@ -1847,7 +1954,8 @@ def is_ignored(pattern: str, parts: "List[str]") -> bool:
     return any(fnmatch(name, pattern.lstrip("/")) for name in names)
 
 
-def is_unignored(path: str) -> bool:
+def is_unignored(path):
+    # type: (str) -> bool
     """Whether PATH is in a git work tree whose .gitignore files do not name it."""
     folder, name = os.path.split(abspath(path))
     parts = [name]
@@ -1863,9 +1971,8 @@ def is_unignored(path: str) -> bool:
     return False
 
 
-def rewrite_file(
-    path: str, edit: "Callable[[bytes], bytes]", is_explicit: bool, warn: "Warn"
-) -> "Tuple[bool, str]":
+def rewrite_file(path, edit, is_explicit, warn):
+    # type: (str, Callable[[bytes], bytes], bool, Warn) -> Tuple[bool, str]
     """Replace the file PATH by what EDIT makes of it, but never another user's file.
 
     IS_EXPLICIT says that PATH was given, not the default: root then writes as the owner
@@ -1885,7 +1992,8 @@ def rewrite_file(
         any_owner = is_root and is_explicit and not is_foreign
         any_owner = any_owner and not bits_of_others(trail[-1][0], 0o022)
 
-        def check(descriptor: int) -> None:
+        def check(descriptor):
+            # type: (int) -> None
             status = os.fstat(descriptor)
             is_right = is_ours(status) if owner is None else status.st_uid == owner
             if not is_right and not any_owner:
@@ -1915,22 +2023,26 @@ PROFILE_TEXTS = """api_key project_id project_name org_id api_key_id issuer sub 
 access_token refresh_token""".split()
 
 
-def is_text_or_none(value: "Any") -> bool:
+def is_text_or_none(value):
+    # type: (Any) -> bool
     return value is None or isinstance(value, str)
 
 
-def has_texts(record: "Any", names: "Sequence[str]") -> bool:
+def has_texts(record, names):
+    # type: (Any, Sequence[str]) -> bool
     """Whether RECORD is an object whose NAMES are texts, null or missing."""
     return isinstance(record, dict) and all(
         is_text_or_none(record.get(name)) for name in names
     )
 
 
-def is_provider_or_none(record: "Any") -> bool:
+def is_provider_or_none(record):
+    # type: (Any) -> bool
     return record is None or has_texts(record, PROVIDER_FIELDS)
 
 
-def is_profile(record: "Any") -> bool:
+def is_profile(record):
+    # type: (Any) -> bool
     if not has_texts(record, PROFILE_TEXTS) or not isinstance(record.get("auth_type"), str):
         return False
     expires_at = record.get("access_expires_at")
@@ -1939,7 +2051,8 @@ def is_profile(record: "Any") -> bool:
     return is_provider_or_none(record.get("provider"))
 
 
-def is_waiting_login(record: "Any") -> bool:
+def is_waiting_login(record):
+    # type: (Any) -> bool
     return (
         isinstance(record, dict)
         and is_provider_or_none(record.get("provider"))
@@ -1949,7 +2062,9 @@ def is_waiting_login(record: "Any") -> bool:
     )
 
 
-def is_environment(record: "Any") -> bool:
+def is_environment(record):
+    # type: (Any) -> bool
+    """Whether RECORD has the shape of an Environment."""
     if not has_texts(record, ("current_profile",)):
         return False
     profiles = record.get("profiles")
@@ -1961,7 +2076,8 @@ def is_environment(record: "Any") -> bool:
     )
 
 
-def is_store(data: "Any") -> "TypeGuard[StoreData]":
+def is_store(data):
+    # type: (Any) -> TypeGuard[StoreData]
     environments = data.get("environments")
     return (
         type(data.get("version")) is int
@@ -1971,28 +2087,34 @@ def is_store(data: "Any") -> "TypeGuard[StoreData]":
     )
 
 
-def serialized_store(data: "StoreData") -> bytes:
+def serialized_store(data):
+    # type: (StoreData) -> bytes
     return json.dumps(data, indent=1, allow_nan=False).encode("ascii") + b"\n"
 
 
-def new_store() -> "StoreData":
+def new_store():
+    # type: () -> StoreData
     return {"version": STORE_VERSION, "current_environment": None, "environments": {}}
 
 
-def current_url(data: "StoreData") -> str:
+def current_url(data):
+    # type: (StoreData) -> str
     return data.get("current_environment") or DEFAULT_API_URL
 
 
-def new_environment() -> "Environment":
+def new_environment():
+    # type: () -> Environment
     return {"requires_auth": True, "current_profile": None, "profiles": {}}
 
 
-def get_environment(data: "StoreData", api_url: str) -> "Environment":
+def get_environment(data, api_url):
+    # type: (StoreData, str) -> Environment
     """What is stored of API_URL; an environment without profiles where nothing is."""
     return data["environments"].get(api_url) or new_environment()
 
 
-def add_environment(data: "StoreData", api_url: str) -> "Environment":
+def add_environment(data, api_url):
+    # type: (StoreData, str) -> Environment
     """What is stored of API_URL, to be changed, stored from now on if it was not."""
     return data["environments"].setdefault(api_url, new_environment())
 
@@ -2002,13 +2124,15 @@ class Store:
 
     _place: Place  # while it is open
 
-    def __init__(self, folder: "Optional[str]", warn: "Warn") -> None:
+    def __init__(self, folder, warn):
+        # type: (Optional[str], Warn) -> None
         self.folder = folder or ""
         self.warn = warn
         self.path = join(self.folder or os.sep, STORE_NAME)
         self.official_path = join(self.folder or os.sep, OFFICIAL_STORE)
 
-    def load(self) -> "StoreData":
+    def load(self):
+        # type: () -> StoreData
         if not self.folder:
             return new_store()
         with self.opened("read"):
@@ -2017,7 +2141,8 @@ class Store:
             return data
 
     @contextmanager
-    def opened(self, verb: str, hint: str = HINT_FOLDER) -> "Iterator[None]":
+    def opened(self, verb, hint=HINT_FOLDER):
+        # type: (str, str) -> Iterator[None]
         """Open the store's place, to work there as ourselves or, as root, as its owner.
 
         Raises Failure where a part of it belongs to anybody else.
@@ -2036,7 +2161,8 @@ class Store:
                 self._refuse_strangers(owner)
                 yield
 
-    def _refuse_strangers(self, owner: "Optional[int]") -> None:
+    def _refuse_strangers(self, owner):
+        # type: (Optional[int]) -> None
         """Raise Failure for a file or lock that is neither ours nor root's.
 
         Where root acts as OWNER, a link of that user's must not lead to root's either.
@@ -2057,12 +2183,14 @@ class Store:
                 owner_name = user_name(status.st_uid)
                 raise Failure(f"{links[0]} points to a file of {owner_name}")
 
-    def _check_owner(self, descriptor: int) -> None:
+    def _check_owner(self, descriptor):
+        # type: (int) -> None
         status = os.fstat(descriptor)
         if not is_ours(status):
             raise belongs_to(self.path, status, HINT_OWNER)
 
-    def _read(self) -> "StoreData":
+    def _read(self):
+        # type: () -> StoreData
         """The content, an empty store's where there is none; raises OSError and Failure."""
         snapshot = self._place.read(self._check_owner)
         if snapshot is None:
@@ -2077,7 +2205,8 @@ class Store:
             raise Damaged(message, HINT_LOGIN)
         return data
 
-    def _warn_if_open(self) -> None:
+    def _warn_if_open(self):
+        # type: () -> None
         """Warn where others can write to the folder, or use a file of ours."""
         if WINDOWS:
             return
@@ -2088,7 +2217,8 @@ class Store:
                 warn_if_open(file.fileno(), self.path, 0o066, "600", self.warn)
 
     @contextmanager
-    def change(self) -> "Iterator[StoreData]":
+    def change(self):
+        # type: () -> Iterator[StoreData]
         """Lock the store, yield its content, and write what the caller made of it."""
         if not self.folder:
             message = "there is no home directory to keep profiles in"
@@ -2101,7 +2231,8 @@ class Store:
                 yield data
                 self.save(data)
 
-    def _read_for_change(self) -> "StoreData":
+    def _read_for_change(self):
+        # type: () -> StoreData
         """The content of a file that is private from now on, or moved aside if damaged."""
         self._make_private()
         try:
@@ -2112,21 +2243,24 @@ class Store:
             return self._read_for_change()
         return data
 
-    def _make_private(self) -> None:
+    def _make_private(self):
+        # type: () -> None
         with suppress(FileNotFoundError), self._place.opened("rb") as file:
             status = os.fstat(file.fileno())
             if not WINDOWS and status.st_uid == os.geteuid() and status.st_mode & 0o077:
                 set_mode(file.fileno(), 0o600)
         self._warn_if_open()
 
-    def save(self, data: "StoreData") -> None:
+    def save(self, data):
+        # type: (StoreData) -> None
         """Write DATA unless the file says the same; for whoever holds the lock."""
         if data != self._read():
             self._place.write_new(serialized_store(data))
             warn_of_modeless(self._place, self.warn)
             self._place.put_new()
 
-    def check_writable(self) -> "StoreData":
+    def check_writable(self):
+        # type: () -> StoreData
         """The content, after proof that the file can be replaced: it may be mounted."""
         with self.change() as data:
             snapshot = self._place.read()
@@ -2136,7 +2270,8 @@ class Store:
                 self._place.put_new()
         return data
 
-    def _move_aside(self) -> None:
+    def _move_aside(self):
+        # type: () -> None
         """Rename the file, which is damaged, if it is ours."""
         if not WINDOWS and self._place.status().st_uid != os.geteuid():
             raise Failure(f"{self.path} is damaged, and not ours to move aside")
@@ -2147,7 +2282,8 @@ class Store:
         self._place.rename("", aside[len(name) :])
         self.warn(f"{self.path} was damaged; it is kept as {join(folder, aside)}")
 
-    def damaged_copies(self) -> "List[str]":
+    def damaged_copies(self):
+        # type: () -> List[str]
         """What was moved aside; the folder itself where that cannot be known."""
         folder = dirname(self.path)
         try:
@@ -2181,7 +2317,9 @@ redacted_api_key""".split()
 class Answer(AnswerValues):
     """A server's whole answer."""
 
-    def json(self) -> "Json":
+    def json(self):
+        # type: () -> Json
+        """The object in the body; raises Unreachable where there is none."""
         value = parse_object(self.body)
         if value is None and self.body.lstrip()[:1] == b"<":
             raise Unreachable(
@@ -2192,11 +2330,13 @@ class Answer(AnswerValues):
             raise Unreachable(f"{self.url} sent no JSON object")
         return value
 
-    def is_failing(self) -> bool:
+    def is_failing(self):
+        # type: () -> bool
         """Whether the server failed, or had no time."""
         return self.status in (408, 429) or self.status >= 500
 
-    def require_success(self) -> "Answer":
+    def require_success(self):
+        # type: () -> Answer
         """This answer, if its status is 2xx; raises Unreachable or Refused."""
         if 200 <= self.status < 300:
             return self
@@ -2209,7 +2349,8 @@ class Answer(AnswerValues):
         refused.is_sure = parse_object(self.body) is not None
         raise refused
 
-    def explanation(self) -> str:
+    def explanation(self):
+        # type: () -> str
         """The server's error (RFC 6749 §5.2) or `detail` (FastAPI), and the request id."""
         body = parse_object(self.body) or {}
         detail = body.get("detail")
@@ -2227,7 +2368,8 @@ class Answer(AnswerValues):
         return text
 
 
-def trusted_url(url: "Any", api_url: str) -> str:
+def trusted_url(url, api_url):
+    # type: (Any, str) -> str
     """URL, which a server of the environment API_URL named, if secrets may go there.
 
     That is https, or http where the environment is http, on this machine if it is.
@@ -2241,7 +2383,8 @@ def trusted_url(url: "Any", api_url: str) -> str:
     return str(url)
 
 
-def endpoint(base: str, path: str, *names: str, **query: "Optional[str]") -> str:
+def endpoint(base, path, *names, **query):
+    # type: (str, str, *str, **Optional[str]) -> str
     """The URL of PATH, then NAMES, each one segment, then what is not None of QUERY."""
     from urllib.parse import quote, urlencode
 
@@ -2254,7 +2397,8 @@ def endpoint(base: str, path: str, *names: str, **query: "Optional[str]") -> str
     return url
 
 
-def find_ca_bundle(process: Process) -> "CaBundle":
+def find_ca_bundle(process):
+    # type: (Process) -> CaBundle
     """The trusted certificates; neither file nor folder where OpenSSL finds its own."""
     try:
         import ssl
@@ -2282,7 +2426,8 @@ def find_ca_bundle(process: Process) -> "CaBundle":
     return CaBundle(None, None, "none found")
 
 
-def tls_context(process: Process) -> "ssl.SSLContext":
+def tls_context(process):
+    # type: (Process) -> ssl.SSLContext
     """What checks a server's certificate; raises Failure."""
     try:
         import ssl
@@ -2309,7 +2454,8 @@ def tls_context(process: Process) -> "ssl.SSLContext":
     return context
 
 
-def is_exempt(host: str, port: int, no_proxy: str) -> bool:
+def is_exempt(host, port, no_proxy):
+    # type: (str, int, str) -> bool
     """Whether the list NO_PROXY names HOST.
 
     An entry is `*`, a host or a suffix (with `.` or `*.` in front, or without), perhaps
@@ -2330,7 +2476,8 @@ def is_exempt(host: str, port: int, no_proxy: str) -> bool:
     return False
 
 
-def find_proxy(process: Process, url: str, is_offline: bool = False) -> "Optional[Proxy]":
+def find_proxy(process, url, is_offline=False):
+    # type: (Process, str, bool) -> Optional[Proxy]
     """The proxy for URL; none for this machine itself. Raises Failure unless it is http.
 
     The system's own exemptions are not asked for where IS_OFFLINE: they look names up.
@@ -2358,7 +2505,8 @@ def find_proxy(process: Process, url: str, is_offline: bool = False) -> "Optiona
     return Proxy(f"http://{place}", f"http://{place.rpartition('@')[2]}", source)
 
 
-def connect(address: "Tuple[str, int]", timeout: float, _: "Any" = None) -> "Any":
+def connect(address, timeout, _=None):
+    # type: (Tuple[str, int], float, Any) -> Any
     """A connection to a host; an address that is silent does not hold up the next one."""
     import socket
 
@@ -2372,10 +2520,12 @@ def connect(address: "Tuple[str, int]", timeout: float, _: "Any" = None) -> "Any
     return connection
 
 
-def connector(kind: "Any", response_class: "Any") -> "Any":
+def connector(kind, response_class):
+    # type: (Any, Any) -> Any
     """What makes a connection of KIND to a host, read by RESPONSE_CLASS."""
 
-    def new_connection(host: str, **options: "Any") -> "Any":
+    def new_connection(host, **options):
+        # type: (str, **Any) -> Any
         connection = kind(host, **options)
         connection.response_class = response_class
         connection._create_connection = connect
@@ -2384,9 +2534,8 @@ def connector(kind: "Any", response_class: "Any") -> "Any":
     return new_connection
 
 
-def new_opener(
-    process: Process, proxies: "Dict[str, str]", on_first_byte: "Callable[[], None]"
-) -> "OpenerDirector":
+def new_opener(process, proxies, on_first_byte):
+    # type: (Process, Dict[str, str], Callable[[], None]) -> OpenerDirector
     """urllib for http and https alone: no file, ftp or data, and no redirects."""
     import http.client
     import urllib.request
@@ -2394,7 +2543,8 @@ def new_opener(
     class Response(http.client.HTTPResponse):
         headers = None  # type: Any
 
-        def begin(self) -> None:
+        def begin(self):
+            # type: () -> None
             if self.fp.peek(1):
                 on_first_byte()
             super().begin()
@@ -2406,11 +2556,13 @@ def new_opener(
         http_request = urllib.request.AbstractHTTPHandler.do_request_
         https_request = urllib.request.AbstractHTTPHandler.do_request_
 
-        def http_open(self, request: "Request") -> "Any":
+        def http_open(self, request):
+            # type: (Request) -> Any
             kind = connector(http.client.HTTPConnection, Response)
             return self.do_open(kind, request)
 
-        def https_open(self, request: "Request") -> "Any":
+        def https_open(self, request):
+            # type: (Request) -> Any
             context = tls_context(process)  # which says so where Python has no ssl
             kind = connector(http.client.HTTPSConnection, Response)
             return self.do_open(kind, request, context=context)
@@ -2421,12 +2573,8 @@ def new_opener(
     return opener
 
 
-def fetch(
-    request: "Request",
-    process: Process,
-    proxy: "Optional[Proxy]",
-    on_first_byte: "Callable[[], None]",
-) -> Answer:
+def fetch(request, process, proxy, on_first_byte):
+    # type: (Request, Process, Optional[Proxy], Callable[[], None]) -> Answer
     """The whole answer to REQUEST.
 
     Raises what urllib, http.client, ssl and sockets raise, and Unreachable.
@@ -2452,7 +2600,8 @@ def fetch(
     return Answer(response.status, response.headers, bytes(body), url)
 
 
-def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
+def tls_failure(error, origin, has_begun):
+    # type: (Exception, str, bool) -> Unreachable
     """What ssl raised: a failed handshake, or a connection that broke off."""
     if has_begun or "EOF" in type(error).__name__:
         return Unreachable(f"{origin}: the connection broke off", BROKEN_OFF)
@@ -2466,7 +2615,8 @@ def tls_failure(error: Exception, origin: str, has_begun: bool) -> Unreachable:
     return Unreachable(f"{origin}: TLS failed: {words}", UNUSABLE, hint)
 
 
-def network_failure(error: Exception, place: str, has_begun: bool) -> Unreachable:
+def network_failure(error, place, has_begun):
+    # type: (Exception, str, bool) -> Unreachable
     """What urllib, http.client, ssl or a socket raised, in words that quote no request.
 
     PLACE is where the request went. HAS_BEGUN says whether a first byte came back.
@@ -2501,7 +2651,8 @@ def network_failure(error: Exception, place: str, has_begun: bool) -> Unreachabl
     return Unreachable(f"{place}: {reason(cause)}", BROKEN_OFF)
 
 
-def retry_after(answer: Answer, default: float, now: float) -> float:
+def retry_after(answer, default, now):
+    # type: (Answer, float, float) -> float
     """How long ANSWER asks to wait, in seconds or by a date (RFC 9110 §10.2.3)."""
     from email.utils import parsedate_to_datetime
 
@@ -2513,9 +2664,8 @@ def retry_after(answer: Answer, default: float, now: float) -> float:
     return default
 
 
-def wait_in_steps(
-    wait: "Callable[[float], Any]", is_done: "Callable[[], bool]", end: float
-) -> bool:
+def wait_in_steps(wait, is_done, end):
+    # type: (Callable[[float], Any], Callable[[], bool], float) -> bool
     """WAIT until IS_DONE or END (monotonic); Windows sees Ctrl-C only between the steps."""
     while not is_done() and time.monotonic() < end:
         wait(min(0.5, max(0.0, end - time.monotonic())))
@@ -2525,19 +2675,24 @@ def wait_in_steps(
 class Client(ClientValues):
     """Sends every request; the secrets in it and in its answer are hidden from then on."""
 
-    def within(self, seconds: float) -> "Client":
+    def within(self, seconds):
+        # type: (float) -> Client
         """This client, for requests that must all be done in so many seconds."""
         return self._replace(deadline=time.monotonic() + seconds)
 
-    def get_json(self, url: str, token: "Optional[str]" = None) -> "Json":
+    def get_json(self, url, token=None):
+        # type: (str, Optional[str]) -> Json
         return self.send("GET", url, token).require_success().json()
 
-    def post_json(self, url: str, value: "Json", token: "Optional[str]") -> "Json":
+    def post_json(self, url, value, token):
+        # type: (str, Json, Optional[str]) -> Json
         body = json.dumps(value).encode("ascii")
         answer = self.send("POST", url, token, body, "application/json")
         return self._hide_fields(answer.require_success().json())
 
-    def post_form(self, url: str, form: "Dict[str, str]", once: bool = False) -> Answer:
+    def post_form(self, url, form, once=False):
+        # type: (str, Dict[str, str], bool) -> Answer
+        """The answer to FORM, which is hidden with its secrets; ONCE forbids retries."""
         from urllib.parse import quote_plus, urlencode
 
         self._hide_fields(form)
@@ -2548,20 +2703,14 @@ class Client(ClientValues):
         self._hide_fields(parse_object(answer.body) or {})
         return answer
 
-    def _hide_fields(self, values: "Json") -> "Json":
+    def _hide_fields(self, values):
+        # type: (Json) -> Json
         for name in SECRET_FIELDS:
             self.hide(str(values.get(name) or ""))
         return values
 
-    def send(
-        self,
-        method: str,
-        url: str,
-        token: "Optional[str]" = None,
-        body: "Optional[bytes]" = None,
-        content_type: str = "",
-        once: bool = False,
-    ) -> Answer:
+    def send(self, method, url, token=None, body=None, content_type="", once=False):
+        # type: (str, str, Optional[str], Optional[bytes], str, bool) -> Answer
         """The answer of any status, after as many retries and redirects as are safe.
 
         TOKEN goes out as a bearer token (RFC 6750 §2.1), to URL's scheme, host and port
@@ -2588,9 +2737,8 @@ class Client(ClientValues):
                 raise Refused(message, answer.status)
         raise Failure(f"{answer.url} redirects in a circle")
 
-    def _send_with_retries(
-        self, method: str, url: str, headers: "Json", body: "Optional[bytes]", once: bool
-    ) -> Answer:
+    def _send_with_retries(self, method, url, headers, body, once):
+        # type: (str, str, Json, Optional[bytes], bool) -> Answer
         """One answer; a second try only where the server can't have acted on the first."""
         delays = () if once or self.deadline else RETRY_DELAYS
         started = time.monotonic()
@@ -2613,9 +2761,8 @@ class Client(ClientValues):
             self.sleep(pause)
         return self.send_once(method, url, headers, body)
 
-    def send_once(
-        self, method: str, url: str, headers: "Json", body: "Optional[bytes]"
-    ) -> Answer:
+    def send_once(self, method, url, headers, body):
+        # type: (str, str, Json, Optional[bytes]) -> Answer
         """Send one request and receive its whole answer in time; raises Failure.
 
         A thread does it, since no name look-up heeds a time-out.
@@ -2631,7 +2778,8 @@ class Client(ClientValues):
         answers = []  # type: List[Answer]
         failures = []  # type: List[Failure]
 
-        def exchange() -> None:
+        def exchange():
+            # type: () -> None
             try:
                 request = Request(url, body, headers, method=method)  # noqa: S310
                 answers.append(fetch(request, self.process, proxy, has_begun.set))
@@ -2646,9 +2794,8 @@ class Client(ClientValues):
             raise failures[0]
         return answers[0]
 
-    def _run_in_time(
-        self, exchange: "Callable[[], None]", has_begun: "threading.Event", place: str
-    ) -> None:
+    def _run_in_time(self, exchange, has_begun, place):
+        # type: (Callable[[], None], threading.Event, str) -> None
         """Run EXCHANGE in a thread until it ends; raises Unreachable when time is up."""
         import threading
 
@@ -2685,7 +2832,8 @@ REFUSALS = {  # RFC 8628 §3.5: the errors that end a login
 POLL_ERRORS = {PENDING, "slow_down", *REFUSALS}
 
 
-def read_text(answer: "Json", name: str) -> str:
+def read_text(answer, name):
+    # type: (Json, str) -> str
     """The text NAME of a provider's ANSWER, which must have it."""
     text = answer.get(name)
     if not text or not isinstance(text, str):
@@ -2694,7 +2842,8 @@ def read_text(answer: "Json", name: str) -> str:
     return text
 
 
-def checked_provider(provider: "Provider", api_url: str) -> "Provider":
+def checked_provider(provider, api_url):
+    # type: (Provider, str) -> Provider
     """PROVIDER, if the environment API_URL allows secrets to go there; raises Failure."""
     trusted_url(provider["token_endpoint"], api_url)
     if provider["revocation_endpoint"] is not None:
@@ -2702,16 +2851,16 @@ def checked_provider(provider: "Provider", api_url: str) -> "Provider":
     return provider
 
 
-def stored_provider(provider: "Optional[Provider]", api_url: str) -> "Provider":
+def stored_provider(provider, api_url):
+    # type: (Optional[Provider], str) -> Provider
     """The PROVIDER that was stored with a login, checked again; raises Failure."""
     if not provider or not provider.get("token_endpoint"):
         raise Failure("the login was stored without its identity provider")
     return checked_provider(provider, api_url)
 
 
-def read_configuration(
-    client: Client, api_url: str, discovery_url: str, client_id: str
-) -> "Tuple[Provider, str]":
+def read_configuration(client, api_url, discovery_url, client_id):
+    # type: (Client, str, str, str) -> Tuple[Provider, str]
     """The provider's configuration (OpenID Connect Discovery §4) and device endpoint.
 
     Each URL in it must be as safe as API_URL. Raises Failure.
@@ -2729,7 +2878,8 @@ def read_configuration(
     return checked_provider(provider, api_url), trusted_url(device_endpoint, api_url)
 
 
-def read_seconds(answer: "Json", name: str) -> "Optional[float]":
+def read_seconds(answer, name):
+    # type: (Json, str) -> Optional[float]
     """The number NAME of a provider's ANSWER, perhaps as a string of digits, else None."""
     seconds = answer.get(name)  # type: Any
     if isinstance(seconds, str) and re.fullmatch("[0-9]{1,9}", seconds):
@@ -2737,9 +2887,8 @@ def read_seconds(answer: "Json", name: str) -> "Optional[float]":
     return seconds if is_number(seconds, above=0) else None
 
 
-def request_device_code(
-    client: Client, api_url: str, provider: "Provider", device_endpoint: str, now: float
-) -> "WaitingLogin":
+def request_device_code(client, api_url, provider, device_endpoint, now):
+    # type: (Client, str, Provider, str, float) -> WaitingLogin
     """Device authorization, RFC 8628 §3.1 and §3.2; NOW in seconds since 1970."""
     form = {"client_id": provider["client_id"], "scope": DEVICE_SCOPE}
     device = client.post_form(device_endpoint, form).require_success().json()
@@ -2759,7 +2908,8 @@ def request_device_code(
     }
 
 
-def oauth_error(answer: Answer) -> "Optional[str]":
+def oauth_error(answer):
+    # type: (Answer) -> Optional[str]
     """The error of an answer (RFC 6749 §5.2), None where it has none or an empty one.
 
     Where a server fails, only what RFC 8628 §3.5 knows is the provider's word.
@@ -2770,14 +2920,8 @@ def oauth_error(answer: Answer) -> "Optional[str]":
     return error or None
 
 
-def poll_for_tokens(
-    poll: "Callable[[], Answer]",
-    interval: float,
-    expires_at: float,
-    wait: "Wait",
-    clock: "Callable[[], float]",
-    warn: "Warn",
-) -> "Json":
+def poll_for_tokens(poll, interval, expires_at, wait, clock, warn):
+    # type: (Callable[[], Answer], float, float, Wait, Callable[[], float], Warn) -> Json
     """The token response, once the user has approved (RFC 8628 §3.4, §3.5).
 
     POLL sends the request once. INTERVAL is in seconds, EXPIRES_AT a time of CLOCK. What is
@@ -2810,7 +2954,8 @@ def poll_for_tokens(
         trouble = None
 
 
-def read_tokens(answer: "Json", now: float) -> "Profile":
+def read_tokens(answer, now):
+    # type: (Json, float) -> Profile
     """What is stored of a token response (RFC 6749 §5.1); NOW in seconds since 1970."""
     access_token = read_text(answer, "access_token")
     is_usable = is_plain(access_token)
@@ -2824,7 +2969,8 @@ def read_tokens(answer: "Json", now: float) -> "Profile":
     return tokens
 
 
-def read_claims(id_token: "Any") -> "Json":
+def read_claims(id_token):
+    # type: (Any) -> Json
     """The claims of a JWT (RFC 7519 §7.2), its signature not checked; raises Failure."""
     from base64 import urlsafe_b64decode
 
@@ -2845,7 +2991,8 @@ def read_claims(id_token: "Any") -> "Json":
     return claims
 
 
-def is_same_issuer(issuer: str, claims: "Json") -> bool:
+def is_same_issuer(issuer, claims):
+    # type: (str, Json) -> bool
     """Whether CLAIMS come from ISSUER, one slash at its end and Entra's tenant aside."""
     tenant = claims.get("tid")
     if isinstance(tenant, str):
@@ -2856,7 +3003,8 @@ def is_same_issuer(issuer: str, claims: "Json") -> bool:
     return found == issuer or f"{found}/" == issuer or found == f"{issuer}/"
 
 
-def read_user(id_token: "Any", provider: "Provider", now: float) -> User:
+def read_user(id_token, provider, now):
+    # type: (Any, Provider, float) -> User
     """Who logged in: OpenID Connect Core §3.1.3.7 without item 6, the signature.
 
     The ID token came from the token endpoint itself, over TLS, which that item lets stand
@@ -2898,7 +3046,8 @@ ME_PATH = "/api/v1/auth/me"
 KEYS_PATH = "/api/v1/api-keys"
 
 
-def field(answer: "Json", name: str, kind: "Any", default: "Any" = None) -> "Any":
+def field(answer, name, kind, default=None):
+    # type: (Json, str, Any, Any) -> Any
     """The member NAME of a server's ANSWER, DEFAULT where it is missing or null."""
     value = answer.get(name)
     if value is None:
@@ -2909,7 +3058,8 @@ def field(answer: "Json", name: str, kind: "Any", default: "Any" = None) -> "Any
     return value
 
 
-def text_or_none(answer: "Json", *names: str) -> "Optional[str]":
+def text_or_none(answer, *names):
+    # type: (Json, *str) -> Optional[str]
     """The first of NAMES that is a text and not empty."""
     for name in names:
         text = field(answer, name, str, "")  # type: str
@@ -2918,14 +3068,16 @@ def text_or_none(answer: "Json", *names: str) -> "Optional[str]":
     return None
 
 
-def objects(answer: "Json", name: str) -> "List[Json]":
+def objects(answer, name):
+    # type: (Json, str) -> List[Json]
     rows = field(answer, name, list)  # type: List[Json]
     is_right = all(isinstance(row, dict) for row in rows)
     require_usable(is_right, f"the server's '{name}' are not objects")
     return rows
 
 
-def deployment(row: "Json") -> "Json":
+def deployment(row):
+    # type: (Json) -> Json
     """A deployment as it is shown: what was asked for in `spec`, what is in `status`."""
     names = [name for name in field(row, "secret_names", list, []) if isinstance(name, str)]
     spec = {
@@ -2954,18 +3106,21 @@ def deployment(row: "Json") -> "Json":
 class ControlPlane(PlaneValues):
     """A control plane, and the API key or access token that it gets."""
 
-    def get(self, path: str, *names: str, **query: "Optional[str]") -> "Json":
+    def get(self, path, *names, **query):
+        # type: (str, *str, **Optional[str]) -> Json
         url = endpoint(self.api_url, path, *names, **query)
         return self.client.get_json(url, self.token)
 
-    def get_version(self) -> "Tuple[bool, List[str]]":
+    def get_version(self):
+        # type: () -> Tuple[bool, List[str]]
         """Whether it requires a login, and its capabilities."""
         answer = self._replace(token=None).get(VERSION_PATH)
         field(answer, "version", str)
         requires_auth = field(answer, "requires_auth", bool, False)
         return requires_auth, field(answer, "capabilities", list, [])
 
-    def get_organizations(self) -> "List[Json]":
+    def get_organizations(self):
+        # type: () -> List[Json]
         return [
             {
                 "org_id": field(row, "org_id", str),
@@ -2975,7 +3130,8 @@ class ControlPlane(PlaneValues):
             for row in objects(self.get(f"{API}/organizations"), "organizations")
         ]
 
-    def get_projects(self, org_id: "Optional[str]" = None) -> "List[Project]":
+    def get_projects(self, org_id=None):
+        # type: (Optional[str]) -> List[Project]
         """All projects that the key can see; ORG_ID narrows."""
         answer = self.get(f"{API}/list-projects", org_id=org_id)
         projects = []
@@ -2989,14 +3145,17 @@ class ControlPlane(PlaneValues):
             projects.append(Project(project_id, name, count, org))
         return projects
 
-    def get_deployments(self, project_id: "Optional[str]") -> "List[Json]":
+    def get_deployments(self, project_id):
+        # type: (Optional[str]) -> List[Json]
         answer = self.get(API, project_id=project_id)
         return [deployment(row) for row in objects(answer, "deployments")]
 
-    def get_deployment(self, project_id: "Optional[str]", name: str) -> "Json":
+    def get_deployment(self, project_id, name):
+        # type: (Optional[str], str) -> Json
         return deployment(self.get(API, name, project_id=project_id))
 
-    def discover_provider(self) -> "Tuple[Provider, str]":
+    def discover_provider(self):
+        # type: () -> Tuple[Provider, str]
         """The identity provider that it names, and where to ask that for a code."""
         answer = self.client.send("GET", endpoint(self.api_url, DISCOVERY_PATH))
         if answer.status in (400, 404, 501):
@@ -3010,20 +3169,23 @@ class ControlPlane(PlaneValues):
         url = field(discovery, "discovery_url", str)
         return read_configuration(self.client, self.api_url, url, client_ids[0])
 
-    def is_key_gone(self) -> bool:
+    def is_key_gone(self):
+        # type: () -> bool
         """Whether it says that the key does not work; False where it cannot say."""
         with suppress(Failure):
             answer = self.client.send("GET", endpoint(self.api_url, ME_PATH), self.token)
             return answer.status == 401 and parse_object(answer.body) is not None
         return False
 
-    def get_user(self) -> "Optional[str]":
+    def get_user(self):
+        # type: () -> Optional[str]
         """Whom the key belongs to; None where it does not say."""
         with suppress(Failure):
             return text_or_none(self.get(ME_PATH), "email", "id")
         return None
 
-    def create_key(self, title: str) -> "Tuple[Optional[str], Optional[str]]":
+    def create_key(self, title):
+        # type: (str) -> Tuple[Optional[str], Optional[str]]
         """Make an API key; its id and the key itself, shown this once, None if unusable."""
         body = {"name": title, "project_id": None}
         url = endpoint(self.api_url, KEYS_PATH)
@@ -3034,7 +3196,8 @@ class ControlPlane(PlaneValues):
             key_id = None
         return key_id or None, key if is_plain(key) else None
 
-    def delete_key(self, key_id: str) -> None:
+    def delete_key(self, key_id):
+        # type: (str) -> None
         """Delete an API key; one that is gone counts as deleted. Raises Failure."""
         url = endpoint(self.api_url, KEYS_PATH, key_id)
         answer = self.client.send("DELETE", url, self.token)
@@ -3046,7 +3209,8 @@ class ControlPlane(PlaneValues):
 
 # ==== credential: which key, URL and project a command uses, and where each came from
 @contextmanager
-def naming_variable(name: str) -> "Iterator[None]":
+def naming_variable(name):
+    # type: (str) -> Iterator[None]
     """Have a Failure name the variable whose value is at fault."""
     try:
         yield
@@ -3056,9 +3220,8 @@ def naming_variable(name: str) -> "Iterator[None]":
         raise
 
 
-def credential_with_key(
-    process: Process, key: str, source: str, project: "Optional[str]"
-) -> Credential:
+def credential_with_key(process, key, source, project):
+    # type: (Process, str, str, Optional[str]) -> Credential
     """KEY, which SOURCE gave, with the URL and the project of the variables.
 
     PROJECT is that of the command line. Raises Failure.
@@ -3078,9 +3241,8 @@ def credential_with_key(
     return Credential(api_url, key, project or project_id, None, {}, sources)
 
 
-def credential_of_variables(
-    process: Process, project: "Optional[str]", warn: "Warn"
-) -> "Optional[Credential]":
+def credential_of_variables(process, project, warn):
+    # type: (Process, Optional[str], Warn) -> Optional[Credential]
     """The credential in the variables, None where they hold no key; raises Failure.
 
     PROJECT is that of the command line. Without any project it is not a full credential.
@@ -3102,7 +3264,8 @@ def credential_of_variables(
     return None
 
 
-def find_profile(data: "StoreData", api_url: str, name: "Optional[str]") -> "Optional[str]":
+def find_profile(data, api_url, name):
+    # type: (StoreData, str, Optional[str]) -> Optional[str]
     """The name of the profile NAME, else of the current one of API_URL; raises Failure.
 
     None where no login is required there.
@@ -3128,18 +3291,14 @@ def find_profile(data: "StoreData", api_url: str, name: "Optional[str]") -> "Opt
     raise Failure(f"not logged in to {api_url}", HINT_LOGIN, EXIT_REJECTED)
 
 
-def source_of_url(data: "StoreData") -> str:
+def source_of_url(data):
+    # type: (StoreData) -> str
     """What decides the current environment."""
     return "environments use" if data.get("current_environment") else "default"
 
 
-def credential_of_profile(
-    process: Process,
-    data: "StoreData",
-    name: "Optional[str]",
-    named_by: str,
-    project: "Optional[str]",
-) -> Credential:
+def credential_of_profile(process, data, name, named_by, project):
+    # type: (Process, StoreData, Optional[str], str, Optional[str]) -> Credential
     """The credential in the profile NAME, which NAMED_BY gave, else in the current one."""
     if not name:
         name = process.get(VAR_PROFILE)
@@ -3163,14 +3322,8 @@ def credential_of_profile(
     return Credential(api_url, key or None, project_id, found, profile, sources)
 
 
-def resolve_credential(
-    process: Process,
-    store: "Store",
-    name: "Optional[str]",
-    named_by: str,
-    project: "Optional[str]",
-    needs_project: bool,
-) -> Credential:
+def resolve_credential(process, store, name, named_by, project, needs_project):
+    # type: (Process, Store, Optional[str], str, Optional[str], bool) -> Credential
     """What a command uses.
 
     The profile NAME, which NAMED_BY gave; else the variables, if they hold a key and a
@@ -3208,11 +3361,13 @@ NEXT_STEP = "next: llamactl auth inject, or llamactl auth exec -- COMMAND"
 TOKEN_LEEWAY = 30.0  # an access token this close to its end is refreshed first
 
 
-def choices_of(projects: "Sequence[Project]") -> "Choices":
+def choices_of(projects):
+    # type: (Sequence[Project]) -> Choices
     return [(project.project_id, project.project_name) for project in projects]
 
 
-def find_project(projects: "Sequence[Project]", wanted: str) -> Project:
+def find_project(projects, wanted):
+    # type: (Sequence[Project], str) -> Project
     """The project whose id is WANTED, else the one of that name, in any letter case."""
     name = wanted.casefold()
     found = [project for project in projects if project.project_id == wanted]
@@ -3230,9 +3385,8 @@ def find_project(projects: "Sequence[Project]", wanted: str) -> Project:
 class App:
     """What every command works with."""
 
-    def __init__(
-        self, process: Process, terminal: Terminal, commands: "Mapping[str, str]"
-    ) -> None:
+    def __init__(self, process, terminal, commands):
+        # type: (Process, Terminal, Mapping[str, str]) -> None
         """COMMANDS are the words of each command and its options."""
         self.process = process
         self.terminal = terminal
@@ -3244,9 +3398,8 @@ class App:
         self.client = Client(process, terminal.hide, terminal.warn, time.sleep, None)
         self.rejected_hint = HINT_LOGIN  # what helps where a server rejects the credential
 
-    def credential(
-        self, args: "Args", name: "Optional[str]" = None, needs_project: bool = True
-    ) -> Credential:
+    def credential(self, args, name=None, needs_project=True):
+        # type: (Args, Optional[str], bool) -> Credential
         """What the command uses; NAME is the profile that its command line names."""
         if name and args.profile and name != args.profile:
             raise misuse("NAME and --profile name different profiles")
@@ -3264,7 +3417,8 @@ class App:
             )
         return self.use(credential)
 
-    def use(self, credential: Credential) -> Credential:
+    def use(self, credential):
+        # type: (Credential) -> Credential
         """Hide the key of CREDENTIAL, and know what helps where it is rejected."""
         self.terminal.hide(credential.api_key or "")
         if not credential.name:
@@ -3275,9 +3429,8 @@ class App:
             )
         return credential
 
-    def credential_with_project(
-        self, args: "Args", name: "Optional[str]" = None
-    ) -> Credential:
+    def credential_with_project(self, args, name=None):
+        # type: (Args, Optional[str]) -> Credential
         """What the command uses, with the id of a project; raises Failure.
 
         A project of the command line that is not the profile's own is looked up.
@@ -3300,7 +3453,8 @@ class App:
             self.warn(f"project {project_id} is unverified: {failure.message}")
         return credential._replace(project_id=project_id)
 
-    def read_key(self, path: str) -> str:
+    def read_key(self, path):
+        # type: (str) -> str
         """The key in the file PATH; - is stdin, or the prompt where somebody can type."""
         if path != "-":
             return read_key_file(path)
@@ -3308,20 +3462,24 @@ class App:
             return self.ask_key("API key: ")
         return self.terminal.read_stdin()
 
-    def ask_key(self, question: str) -> str:
+    def ask_key(self, question):
+        # type: (str) -> str
         """A key that is typed, and not shown; raises Failure."""
         key = clean_key(self.terminal.ask_hidden(question))
         if len(key) >= MAX_LINE:
             raise misuse(f"a terminal takes {MAX_LINE} characters; use --api-key-file")
         return key
 
-    def plane(self, api_url: str, key: "Optional[str]" = None) -> ControlPlane:
+    def plane(self, api_url, key=None):
+        # type: (str, Optional[str]) -> ControlPlane
         return ControlPlane(self.client, api_url, key)
 
-    def plane_of(self, credential: Credential) -> ControlPlane:
+    def plane_of(self, credential):
+        # type: (Credential) -> ControlPlane
         return self.plane(credential.api_url, credential.api_key)
 
-    def report(self, text: str) -> None:
+    def report(self, text):
+        # type: (str) -> None
         """Say what changed in the store, and warn where commands will not use it."""
         self.say(text)
         get = self.process.get
@@ -3340,11 +3498,12 @@ class Session:
 
     def __init__(
         self,
-        plane: ControlPlane,
-        provider: "Optional[Provider]",
-        profile: "Profile",
-        on_rotation: "Callable[[Profile], None]" = lambda tokens: None,
-    ) -> None:
+        plane,  # type: ControlPlane
+        provider,  # type: Optional[Provider]
+        profile,  # type: Profile
+        on_rotation=lambda tokens: None,  # type: Callable[[Profile], None]
+    ):
+        # type: (...) -> None
         """PROFILE is what is stored of the tokens.
 
         ON_ROTATION gets what changes at each refresh, before the new access token is used:
@@ -3355,7 +3514,8 @@ class Session:
         self.tokens = profile.copy()
         self.on_rotation = on_rotation
 
-    def signed_in(self) -> ControlPlane:
+    def signed_in(self):
+        # type: () -> ControlPlane
         """The control plane, with an access token that has not expired."""
         expires_at = self.tokens.get("access_expires_at")
         is_expired = expires_at is not None and expires_at - TOKEN_LEEWAY < time.time()
@@ -3363,7 +3523,8 @@ class Session:
             self.refresh()
         return self.plane._replace(token=self.tokens.get("access_token") or "")
 
-    def refresh(self) -> None:
+    def refresh(self):
+        # type: () -> None
         """RFC 6749 §6, sent once; nothing where no refresh token or provider is known."""
         refresh_token = self.tokens.get("refresh_token")
         if not refresh_token or not self.provider:
@@ -3379,7 +3540,8 @@ class Session:
         self.tokens.update(tokens)
         self.on_rotation(tokens)
 
-    def revoke(self) -> None:
+    def revoke(self):
+        # type: () -> None
         """Revoke the refresh token (RFC 7009 §2.1), where the provider offers that."""
         token = self.tokens.get("refresh_token")
         url = self.provider and self.provider["revocation_endpoint"]
@@ -3392,7 +3554,8 @@ class Session:
             self.plane.client.post_form(url, form, once=True).require_success()
 
 
-def check_sign_in(app: App, args: "Args") -> "Tuple[str, Environment]":
+def check_sign_in(app, args):
+    # type: (App, Args) -> Tuple[str, Environment]
     """The API URL that a new profile is for, and what is stored of it.
 
     Raises Failure before anything is sent or asked: for a name that no listing could
@@ -3412,13 +3575,8 @@ def check_sign_in(app: App, args: "Args") -> "Tuple[str, Environment]":
     return api_url, get_environment(data, api_url)
 
 
-def choose_project(
-    app: App,
-    projects: "List[Project]",
-    wanted: "Optional[str]",
-    current: "Optional[str]" = None,
-    flag: str = "--project",
-) -> Project:
+def choose_project(app, projects, wanted, current=None, flag="--project"):
+    # type: (App, List[Project], Optional[str], Optional[str], str) -> Project
     """The project WANTED, else the only one, else the one that the user picks."""
     if wanted:
         return find_project(projects, wanted)
@@ -3430,7 +3588,8 @@ def choose_project(
     return find_project(projects, chosen)
 
 
-def project_fields(project: "Optional[Project]") -> "Profile":
+def project_fields(project):
+    # type: (Optional[Project]) -> Profile
     """What is stored of the project of a profile."""
     if project is None:
         return {"project_id": None, "project_name": None, "org_id": None}
@@ -3441,14 +3600,16 @@ def project_fields(project: "Optional[Project]") -> "Profile":
     }
 
 
-def project_label(profile: "Profile") -> str:
+def project_label(profile):
+    # type: (Profile) -> str
     """The project of PROFILE as people know it."""
     project_id = profile.get("project_id") or "none"
     name = profile.get("project_name")
     return f"{name} ({project_id})" if name and name != project_id else project_id
 
 
-def given_key(app: App, args: "Args") -> "Optional[str]":
+def given_key(app, args):
+    # type: (App, Args) -> Optional[str]
     """The key that the command line holds or names; None where it does neither."""
     if args.api_key is not None and args.api_key_file is not None:
         raise misuse("--api-key and --api-key-file exclude each other")
@@ -3465,9 +3626,8 @@ REGIONS = {  # each with the other one
 }
 
 
-def verify_key(
-    app: App, api_url: str, key: "Optional[str]", org_id: "Optional[str]"
-) -> "List[Project]":
+def verify_key(app, api_url, key, org_id):
+    # type: (App, str, Optional[str], Optional[str]) -> List[Project]
     """The projects that KEY can see; raises Failure where the server rejects it."""
     try:
         return app.plane(api_url, key).get_projects(org_id)
@@ -3489,9 +3649,8 @@ def verify_key(
         raise Refused(message, refused.status, hint, EXIT_REJECTED) from None
 
 
-def ask_for_key(
-    app: App, api_url: str, org_id: "Optional[str]"
-) -> "Tuple[str, List[Project]]":
+def ask_for_key(app, api_url, org_id):
+    # type: (App, str, Optional[str]) -> Tuple[str, List[Project]]
     """A key typed at the prompt, three times at most, and the projects that it can see."""
     if not app.terminal.can_ask():
         raise misuse(
@@ -3511,7 +3670,8 @@ def ask_for_key(
             app.terminal.tell(f"{failure.message}; try again")
 
 
-def refuse_name_of_login(environment: "Environment", name: "Optional[str]") -> None:
+def refuse_name_of_login(environment, name):
+    # type: (Environment, Optional[str]) -> None
     """Raise Failure where the profile NAME is a login."""
     profile = environment["profiles"].get(name or "")
     if profile and profile["auth_type"] == OIDC:
@@ -3519,9 +3679,8 @@ def refuse_name_of_login(environment: "Environment", name: "Optional[str]") -> N
         raise Failure(f"profile {name} is a login", hint)
 
 
-def store_key_profile(
-    environment: "Environment", profile: "Profile", name: "Optional[str]"
-) -> str:
+def store_key_profile(environment, profile, name):
+    # type: (Environment, Profile, Optional[str]) -> str
     """Make PROFILE current under NAME, else under its present or a new one; the name."""
     refuse_name_of_login(environment, name)
     profiles = environment["profiles"]
@@ -3542,7 +3701,8 @@ def store_key_profile(
     return name
 
 
-def forget_waiting_login(app: App, api_url: str, waiting: "WaitingLogin") -> None:
+def forget_waiting_login(app, api_url, waiting):
+    # type: (App, str, WaitingLogin) -> None
     """Drop WAITING from the store, if it is what waits there."""
     with app.store.change() as data:
         login = get_environment(data, api_url).get("login")
@@ -3550,9 +3710,8 @@ def forget_waiting_login(app: App, api_url: str, waiting: "WaitingLogin") -> Non
             data["environments"][api_url]["login"] = None
 
 
-def name_login(
-    environment: "Environment", user: User, wanted: "Optional[str]"
-) -> "Tuple[str, Profile]":
+def name_login(environment, user, wanted):
+    # type: (Environment, User, Optional[str]) -> Tuple[str, Profile]
     """What to call USER's login, and the profile of theirs that has that name, if any.
 
     It is WANTED, else a name that they have, else a new one.
@@ -3572,8 +3731,12 @@ def name_login(
 
 
 def choose_project_of_login(
-    app: App, args: "Args", session: Session, current: "Optional[str]"
-) -> "Tuple[Optional[Project], Optional[Failure]]":
+    app,  # type: App
+    args,  # type: Args
+    session,  # type: Session
+    current,  # type: Optional[str]
+):
+    # type: (...) -> Tuple[Optional[Project], Optional[Failure]]
     """The project of a login, or why it has none yet, which does not undo the login.
 
     Raises Failure where there is no project at all.
@@ -3591,7 +3754,8 @@ def choose_project_of_login(
         return kept[0] if kept else None, failure
 
 
-def delete_own_key(app: App, session: Session, key_id: str) -> None:
+def delete_own_key(app, session, key_id):
+    # type: (App, Session, str) -> None
     """Delete a key that no profile will hold; warn where that fails."""
     try:
         session.signed_in().delete_key(key_id)
@@ -3599,7 +3763,8 @@ def delete_own_key(app: App, session: Session, key_id: str) -> None:
         app.warn(f"API key {key_id} may still work: {failure.message}")
 
 
-def make_key(app: App, session: Session, name: str) -> "Tuple[str, str]":
+def make_key(app, session, name):
+    # type: (App, Session, str) -> Tuple[str, str]
     """A new API key for the profile NAME, and its id.
 
     Raises Failure, which names a key that may exist although it is not known here.
@@ -3621,7 +3786,8 @@ def make_key(app: App, session: Session, name: str) -> "Tuple[str, str]":
         raise Failure(message, f"delete the key {WEB_CONSOLE}", failure.code) from None
 
 
-def revoke_or_warn(app: App, session: Session) -> None:
+def revoke_or_warn(app, session):
+    # type: (App, Session) -> None
     """Revoke a refresh token that no profile will hold; warn where that fails."""
     try:
         if session.provider:
@@ -3631,12 +3797,14 @@ def revoke_or_warn(app: App, session: Session) -> None:
         app.warn(f"the refresh token may still be valid: {failure.message}")
 
 
-def revoke_replaced(app: App, plane: ControlPlane, replaced: "Profile") -> None:
+def revoke_replaced(app, plane, replaced):
+    # type: (App, ControlPlane, Profile) -> None
     """Revoke what a login replaced, at its own provider: the new one must not get it."""
     revoke_or_warn(app, Session(plane, replaced.get("provider"), replaced))
 
 
-def abandon_login(app: App, session: Session, key_ids: "List[str]") -> None:
+def abandon_login(app, session, key_ids):
+    # type: (App, Session, List[str]) -> None
     """Leave nothing behind of a login that ends without a profile."""
     with uninterrupted(app.terminal.tell):
         for key_id in key_ids:
@@ -3644,9 +3812,8 @@ def abandon_login(app: App, session: Session, key_ids: "List[str]") -> None:
         revoke_or_warn(app, session)
 
 
-def wait_for_approval(
-    app: App, session: Session, provider: "Provider", waiting: "WaitingLogin"
-) -> "Json":
+def wait_for_approval(app, session, provider, waiting):
+    # type: (App, Session, Provider, WaitingLogin) -> Json
     """The token response of PROVIDER, once the user has approved; raises Failure.
 
     SESSION knows its refresh token as soon as it came. The waiting login is forgotten once
@@ -3660,7 +3827,8 @@ def wait_for_approval(
         "client_id": provider["client_id"],
     }
 
-    def poll() -> Answer:
+    def poll():
+        # type: () -> Answer
         with uninterrupted(app.terminal.tell):
             answer = app.client.post_form(provider["token_endpoint"], form, once=True)
             token = (parse_object(answer.body) or {}).get("refresh_token")
@@ -3680,7 +3848,8 @@ def wait_for_approval(
         raise
 
 
-def login_profile(user: User, session: Session, project: "Optional[Project]") -> "Profile":
+def login_profile(user, session, project):
+    # type: (User, Session, Optional[Project]) -> Profile
     """What is stored of a login beside its API key."""
     profile = session.tokens.copy()
     profile.update(project_fields(project))
@@ -3692,14 +3861,8 @@ def login_profile(user: User, session: Session, project: "Optional[Project]") ->
     return profile
 
 
-def store_login(
-    app: App,
-    api_url: str,
-    user: User,
-    wanted: "Optional[str]",
-    known: "Profile",
-    new: "Profile",
-) -> "Tuple[str, Profile]":
+def store_login(app, api_url, user, wanted, known, new):
+    # type: (App, str, User, Optional[str], Profile, Profile) -> Tuple[str, Profile]
     """Store a NEW login and make it current; its name, and the profile that it replaces.
 
     Where that is not the one that was KNOWN before, another process was faster: the key of
@@ -3719,7 +3882,8 @@ def store_login(
     return name, replaced
 
 
-def finish_login(app: App, args: "Args", api_url: str, waiting: "WaitingLogin") -> None:
+def finish_login(app, args, api_url, waiting):
+    # type: (App, Args, str, WaitingLogin) -> None
     """Wait for the approval and make a profile of it; raises Failure.
 
     If anything fails before the profile is stored, its key is deleted, its token revoked.
@@ -3760,7 +3924,8 @@ def finish_login(app: App, args: "Args", api_url: str, waiting: "WaitingLogin") 
     app.say(NEXT_STEP)
 
 
-def delete_key_of_login(session: Session, key_id: str) -> None:
+def delete_key_of_login(session, key_id):
+    # type: (Session, str) -> None
     """Delete the key with the login's access token, refreshed once if that is rejected."""
     before = session.tokens.get("access_token")
     plane = session.signed_in()
@@ -3773,12 +3938,8 @@ def delete_key_of_login(session: Session, key_id: str) -> None:
         session.signed_in().delete_key(key_id)
 
 
-def end_login(
-    plane: ControlPlane,
-    profile: "Profile",
-    on_rotation: "Callable[[Profile], None]",
-    warn: "Warn",
-) -> str:
+def end_login(plane, profile, on_rotation, warn):
+    # type: (ControlPlane, Profile, Callable[[Profile], None], Warn) -> str
     """Delete a login's key and revoke its refresh token; a sentence on a key that may live.
 
     Each has a time of its own, so that the one does not use up the other's.
@@ -3810,7 +3971,8 @@ def end_login(
     return problem
 
 
-def log_out(app: App, api_url: str, name: str) -> str:
+def log_out(app, api_url, name):
+    # type: (App, str, str) -> str
     """Forget a profile, whatever the server says; what may still work, or nothing."""
     problem = ""
     # of several processes one refreshes the tokens, and the others find the profile gone
@@ -3819,7 +3981,8 @@ def log_out(app: App, api_url: str, name: str) -> str:
         profile = environment["profiles"].get(name)
         if profile and profile["auth_type"] == OIDC:
 
-            def store_tokens(tokens: "Profile") -> None:
+            def store_tokens(tokens):
+                # type: (Profile) -> None
                 environment["profiles"][name].update(tokens)
                 with naming_path(app.store.path, "changed"):
                     app.store.save(data)
@@ -3831,7 +3994,8 @@ def log_out(app: App, api_url: str, name: str) -> str:
     return f"profile {name}: {problem}" if problem else ""
 
 
-def log_out_each(app: App, places: "Sequence[Tuple[str, str]]") -> str:
+def log_out_each(app, places):
+    # type: (App, Sequence[Tuple[str, str]]) -> str
     """Forget each (API URL, profile); what may still work, or nothing."""
     problems = []
     for api_url, name in places:
@@ -3843,7 +4007,8 @@ def log_out_each(app: App, places: "Sequence[Tuple[str, str]]") -> str:
 
 
 # ==== takeover: the official client's profiles.db, read only; can be removed whole
-def read_official(path: str) -> "Dict[str, List[Json]]":
+def read_official(path):
+    # type: (str) -> Dict[str, List[Json]]
     """The tables of the SQLite file PATH, opened for reading alone; raises Failure."""
     try:
         import sqlite3
@@ -3877,7 +4042,8 @@ def read_official(path: str) -> "Dict[str, List[Json]]":
     return tables
 
 
-def import_profile(data: "StoreData", row: "Json", name: str) -> "Tuple[str, str]":
+def import_profile(data, row, name):
+    # type: (StoreData, Json, str) -> Tuple[str, str]
     """Add the official client's profile ROW as NAME; its API URL and its name here.
 
     Raises Failure for a row that no command could use.
@@ -3902,9 +4068,8 @@ def import_profile(data: "StoreData", row: "Json", name: str) -> "Tuple[str, str
     return api_url, name
 
 
-def import_official(
-    data: "StoreData", tables: "Dict[str, List[Json]]", warn: "Warn"
-) -> "List[str]":
+def import_official(data, tables, warn):
+    # type: (StoreData, Dict[str, List[Json]], Warn) -> List[str]
     """Add the official client's rows to DATA; the names of the profiles here."""
     settings = {row.get("key"): row.get("value") for row in tables["settings"]}
     for row in tables["environments"]:
@@ -3930,7 +4095,8 @@ def import_official(
 
 
 # ==== commands: one function a verb: resolve, call, store, say
-def auth_token(app: App, args: "Args") -> None:
+def auth_token(app, args):
+    # type: (App, Args) -> None
     """Verify a key by listing its projects, choose one, and store both as a profile."""
     api_url, environment = check_sign_in(app, args)
     refuse_name_of_login(environment, args.name)
@@ -3964,7 +4130,8 @@ def auth_token(app: App, args: "Args") -> None:
     app.say(NEXT_STEP)
 
 
-def start_login(app: App, api_url: str, waiting: "WaitingLogin", output: str) -> None:
+def start_login(app, api_url, waiting, output):
+    # type: (App, str, WaitingLogin, str) -> None
     """Store what waits for approval, and print what a person needs to approve it."""
     with app.store.change() as data:
         add_environment(data, api_url)["login"] = waiting
@@ -3980,7 +4147,8 @@ def start_login(app: App, api_url: str, waiting: "WaitingLogin", output: str) ->
     app.say("finish with: llamactl auth login --resume")
 
 
-def show_code(app: App, api_url: str, waiting: "WaitingLogin", no_browser: bool) -> None:
+def show_code(app, api_url, waiting, no_browser):
+    # type: (App, str, WaitingLogin, bool) -> None
     """Say where to type the code, and open a browser where that makes sense."""
     address = waiting["verification_uri"]
     complete = waiting.get("verification_uri_complete")
@@ -3996,7 +4164,8 @@ def show_code(app: App, api_url: str, waiting: "WaitingLogin", no_browser: bool)
         app.terminal.open_browser(complete or address)
 
 
-def auth_login(app: App, args: "Args") -> None:
+def auth_login(app, args):
+    # type: (App, Args) -> None
     """The device flow in one go, or the half of it that --start or --resume asks for."""
     if args.start and (args.resume or args.project or args.org or args.name):
         raise misuse("--start takes only -o; the rest is for --resume")
@@ -4019,7 +4188,8 @@ def auth_login(app: App, args: "Args") -> None:
     return finish_login(app, args, api_url, waiting)
 
 
-def auth_get(app: App, args: "Args") -> None:
+def auth_get(app, args):
+    # type: (App, Args) -> None
     """Print the profiles of the current environment or of all, or the one that is named."""
     data = app.store.load()
     if args.all and args.name:
@@ -4044,7 +4214,8 @@ def auth_get(app: App, args: "Args") -> None:
         app.say(f"hint: {HINT_IMPORT if is_official else HINT_LOGIN}")
 
 
-def pick_profile(app: App, data: "StoreData", name: "Optional[str]") -> str:
+def pick_profile(app, data, name):
+    # type: (App, StoreData, Optional[str]) -> str
     """The profile NAME, else the one that the user picks; raises Failure."""
     api_url = current_url(data)
     environment = get_environment(data, api_url)
@@ -4061,7 +4232,8 @@ def pick_profile(app: App, data: "StoreData", name: "Optional[str]") -> str:
     return found
 
 
-def auth_use(app: App, args: "Args") -> None:
+def auth_use(app, args):
+    # type: (App, Args) -> None
     """Make a profile the current one of its environment."""
     data = app.store.check_writable()
     api_url = current_url(data)
@@ -4072,14 +4244,16 @@ def auth_use(app: App, args: "Args") -> None:
     app.report(f"profile {name} is current")
 
 
-def confirm_deletion(app: App, args: "Args", count: int) -> None:
+def confirm_deletion(app, args, count):
+    # type: (App, Args, int) -> None
     """Ask before COUNT profiles are deleted, unless --yes; raises Failure at no."""
     if count and not args.yes:
         profiles = "1 profile" if count == 1 else f"{count} profiles"
         app.terminal.confirm(f"Delete {profiles} and, for logins, their API keys?")
 
 
-def auth_logout(app: App, args: "Args") -> None:
+def auth_logout(app, args):
+    # type: (App, Args) -> None
     """Delete one profile or all; exit 1 where a key may still work."""
     if args.all and args.name:
         raise misuse("NAME and --all exclude each other")
@@ -4099,7 +4273,8 @@ def auth_logout(app: App, args: "Args") -> None:
     require(not problems, problems, f"delete the key {WEB_CONSOLE}")
 
 
-def variables_of(credential: Credential) -> "Dict[str, str]":
+def variables_of(credential):
+    # type: (Credential) -> Dict[str, str]
     """The three variables that hand a full credential on; raises Failure."""
     if not credential.api_key:
         raise Failure("there is no API key to hand on", HINT_TOKEN, EXIT_REJECTED)
@@ -4110,7 +4285,8 @@ def variables_of(credential: Credential) -> "Dict[str, str]":
     }
 
 
-def auth_inject(app: App, args: "Args") -> None:
+def auth_inject(app, args):
+    # type: (App, Args) -> None
     """Write the three variables into a .env file, or to stdout."""
     values = variables_of(app.credential_with_project(args))
     for name, value in values.items():
@@ -4123,7 +4299,8 @@ def auth_inject(app: App, args: "Args") -> None:
         return app.terminal.write("\n".join(lines) + "\n")
 
     @lru_cache(1)  # the file is read again under the lock, and is mostly the same
-    def edit(content: bytes) -> bytes:
+    def edit(content):
+        # type: (bytes) -> bytes
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError:
@@ -4138,7 +4315,8 @@ def auth_inject(app: App, args: "Args") -> None:
     return app.say(f"{place} {'written' if changed else 'is up to date'}")
 
 
-def auth_exec(app: App, args: "Args") -> int:
+def auth_exec(app, args):
+    # type: (App, Args) -> int
     """Become a command that has the three variables."""
     if not args.command:
         raise misuse("no command given", "llamactl auth exec -- COMMAND")
@@ -4149,9 +4327,8 @@ def auth_exec(app: App, args: "Args") -> int:
     return replace_process(args.command, variables)
 
 
-def credential_or_reason(
-    app: App, args: "Args", name: "Optional[str]" = None
-) -> "Tuple[Credential, str]":
+def credential_or_reason(app, args, name=None):
+    # type: (App, Args, Optional[str]) -> Tuple[Credential, str]
     """What a command would use; where that is nothing, the environment alone, and why."""
     try:
         return app.credential(args, name, needs_project=False), ""
@@ -4165,8 +4342,11 @@ def credential_or_reason(
 
 
 def check_credential(
-    app: App, credential: Credential, wanted: "Optional[str]"
-) -> "Tuple[int, str, Optional[str], Optional[Project]]":
+    app,  # type: App
+    credential,  # type: Credential
+    wanted,  # type: Optional[str]
+):
+    # type: (...) -> Tuple[int, str, Optional[str], Optional[Project]]
     """Exit code, state and detail of CREDENTIAL, and the project that it uses.
 
     WANTED is the project of the command line, which may be a name.
@@ -4193,11 +4373,8 @@ def check_credential(
         return EXIT_FAILED, "works", failure.message, None
 
 
-def show_status(
-    app: App,
-    rows: "List[Tuple[str, Optional[str], Optional[str]]]",
-    output: str,
-) -> None:
+def show_status(app, rows, output):
+    # type: (App, List[Tuple[str, Optional[str], Optional[str]]], str) -> None
     """Print ROWS of name, value and source: a table, or one object."""
     shown = []  # type: Any
     for name, value, origin in rows:
@@ -4208,7 +4385,8 @@ def show_status(
     app.show(shown, output, "name source value")  # what may be long comes last
 
 
-def auth_status(app: App, args: "Args") -> int:
+def auth_status(app, args):
+    # type: (App, Args) -> int
     """What a command would use, where each value came from, and whether it works now."""
     credential, missing = credential_or_reason(app, args, args.name)
     profile = credential.profile
@@ -4247,7 +4425,8 @@ def auth_status(app: App, args: "Args") -> int:
     return code
 
 
-def auth_import(app: App, args: "Args") -> None:
+def auth_import(app, args):
+    # type: (App, Args) -> None
     """Add the official client's profiles to ours, and leave its file as it is."""
     require(
         args.from_official, "no source given; use --from-official", HINT_IMPORT, EXIT_USAGE
@@ -4262,12 +4441,14 @@ def auth_import(app: App, args: "Args") -> None:
     app.report(f"imported: {', '.join(names)}; login tokens were not imported")
 
 
-def known_urls(data: "StoreData") -> "List[str]":
+def known_urls(data):
+    # type: (StoreData) -> List[str]
     """The default environment, which always exists, then the others."""
     return [DEFAULT_API_URL] + sorted(set(data["environments"]) - {DEFAULT_API_URL})
 
 
-def pick_environment(app: App, data: "StoreData", url: "Optional[str]") -> str:
+def pick_environment(app, data, url):
+    # type: (App, StoreData, Optional[str]) -> str
     """The environment URL, else the one that the user picks; raises Failure."""
     choices = [(each, each) for each in known_urls(data)]
     if not url:
@@ -4279,7 +4460,8 @@ def pick_environment(app: App, data: "StoreData", url: "Optional[str]") -> str:
     return api_url
 
 
-def environments_get(app: App, args: "Args") -> None:
+def environments_get(app, args):
+    # type: (App, Args) -> None
     """Print the environments, or the one that is named."""
     data = app.store.load()
     urls = [pick_environment(app, data, args.url)] if args.url else known_urls(data)
@@ -4295,7 +4477,8 @@ def environments_get(app: App, args: "Args") -> None:
     app.show(shown, args.output, "api_url requires_auth active")
 
 
-def report_environment(app: App, api_url: str, environment: "Environment") -> None:
+def report_environment(app, api_url, environment):
+    # type: (App, str, Environment) -> None
     """Say that API_URL is current now, and which profile is, or how to get one."""
     next_step = "next: llamactl auth login, or llamactl auth token"
     profile = environment.get("current_profile")
@@ -4306,7 +4489,8 @@ def report_environment(app: App, api_url: str, environment: "Environment") -> No
     app.report(f"environment {api_url} is current; {next_step}")
 
 
-def ask_version(app: App, api_url: str) -> "Tuple[bool, List[str]]":
+def ask_version(app, api_url):
+    # type: (App, str) -> Tuple[bool, List[str]]
     """What the control plane says of itself; raises Failure with a likelier URL as hint."""
     try:
         return app.plane(api_url).get_version()
@@ -4324,7 +4508,8 @@ def ask_version(app: App, api_url: str) -> "Tuple[bool, List[str]]":
         raise
 
 
-def environments_add(app: App, args: "Args") -> None:
+def environments_add(app, args):
+    # type: (App, Args) -> None
     """Ask a server whether it is a control plane, and make it current."""
     url = args.url
     if not url:
@@ -4348,7 +4533,8 @@ def environments_add(app: App, args: "Args") -> None:
     report_environment(app, api_url, environment)
 
 
-def environments_use(app: App, args: "Args") -> None:
+def environments_use(app, args):
+    # type: (App, Args) -> None
     """Make an environment current, without a request."""
     api_url = pick_environment(app, app.store.check_writable(), args.url)
     with app.store.change() as data:
@@ -4357,7 +4543,8 @@ def environments_use(app: App, args: "Args") -> None:
     report_environment(app, api_url, environment)
 
 
-def environments_delete(app: App, args: "Args") -> None:
+def environments_delete(app, args):
+    # type: (App, Args) -> None
     """Log out of an environment and forget it; then the default is current."""
     data = app.store.check_writable()
     api_url = pick_environment(app, data, args.url)
@@ -4374,7 +4561,8 @@ def environments_delete(app: App, args: "Args") -> None:
     require(not problems, problems, f"delete the key {WEB_CONSOLE}")
 
 
-def projects_get(app: App, args: "Args") -> None:
+def projects_get(app, args):
+    # type: (App, Args) -> None
     """Print the projects that the credential can see, or the one that is named."""
     credential = app.credential(args, needs_project=False)
     plane = app.plane_of(credential)
@@ -4395,7 +4583,8 @@ def projects_get(app: App, args: "Args") -> None:
     app.show(rows[0] if args.id else rows, args.output, columns, "project")
 
 
-def projects_use(app: App, args: "Args") -> None:
+def projects_use(app, args):
+    # type: (App, Args) -> None
     """Choose the project of a profile among those that its key can see."""
     data = app.store.check_writable()
     credential = app.use(
@@ -4412,7 +4601,8 @@ def projects_use(app: App, args: "Args") -> None:
     app.report(f"profile {name} uses project {project_label(profile)}")
 
 
-def organizations_get(app: App, args: "Args") -> None:
+def organizations_get(app, args):
+    # type: (App, Args) -> None
     """Print the organizations, where the server has them."""
     credential = app.credential(args, needs_project=False)
     plane = app.plane_of(credential)
@@ -4429,7 +4619,8 @@ def organizations_get(app: App, args: "Args") -> None:
     app.show(organizations, args.output, columns, "organization")
 
 
-def config(app: App, args: "Args") -> None:
+def config(app, args):
+    # type: (App, Args) -> None
     """Print what commands use, without a request."""
     credential, _ = credential_or_reason(app, args)
     row = {
@@ -4441,7 +4632,8 @@ def config(app: App, args: "Args") -> None:
     app.show(row, args.output, " ".join(row))
 
 
-def deployments_get(app: App, args: "Args") -> None:
+def deployments_get(app, args):
+    # type: (App, Args) -> None
     """Print the project's deployments, or the one that is named."""
     credential = app.credential_with_project(args)
     plane = app.plane_of(credential)
@@ -4498,9 +4690,8 @@ complete -c llamactl -f -a '(__llamactl_words)'
 }
 
 
-def next_words(
-    typed: "List[str]", commands: "Mapping[str, str]", profiles: "List[str]"
-) -> "List[str]":
+def next_words(typed, commands, profiles):
+    # type: (List[str], Mapping[str, str], List[str]) -> List[str]
     """What may come next behind the words TYPED, the last of which is not whole yet."""
     before = [word for word in typed[:-1] if not word.startswith("-")]
     line = " ".join(before + [""])
@@ -4517,7 +4708,8 @@ def next_words(
     return sorted({word for word in found if word.startswith(typed[-1])})
 
 
-def completion(app: App, args: "Args") -> None:
+def completion(app, args):
+    # type: (App, Args) -> None
     """Print a script for a shell, or the next words, which the scripts ask for."""
     if args.shell == "words" and args.command:
         data = app.store.load()
@@ -4691,7 +4883,8 @@ or rejected, 5 server unreachable or failing (try again), 126 and 127 from `auth
 exec`, 129, 130 and 143 interrupted"""
 
 
-def read_commands() -> "Dict[str, List[str]]":
+def read_commands():
+    # type: () -> Dict[str, List[str]]
     """For each command what it does, its options and an example."""
     stanzas = re.findall("(?m)^(.+): (.+)\n  (.+)\n  (.+)", COMMANDS_HELP)
     return {words: texts for words, *texts in stanzas}
@@ -4700,12 +4893,14 @@ def read_commands() -> "Dict[str, List[str]]":
 class Parser(argparse.ArgumentParser):
     """argparse, but it raises, and never quotes what may be a secret."""
 
-    def error(self, message: str) -> "NoReturn":
+    def error(self, message):
+        # type: (str) -> NoReturn
         message = re.sub("explicit argument .*", "value", message)
         message = re.sub(r"choice: .* \(choose", "choice (choose", message)
         raise misuse(message, f"{self.prog} --help")
 
-    def parse_all(self, arguments: "List[str]") -> "Args":
+    def parse_all(self, arguments):
+        # type: (List[str]) -> Args
         """ARGUMENTS as argparse reads them; raises Failure for one too many or empty."""
         args, extra = self.parse_known_args(arguments)
         for argument in extra:
@@ -4719,7 +4914,8 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{name.replace('_', '-')} is empty")
         return args
 
-    def refuse_option(self, option: str) -> "NoReturn":
+    def refuse_option(self, option):
+        # type: (str) -> NoReturn
         """Raise Failure for OPTION, with the one that it looks like."""
         from difflib import get_close_matches
 
@@ -4729,7 +4925,8 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{message}; did you mean {near[0]}?" if near else message)
 
 
-def read_options(wanted: "Container[str]") -> "Iterator[Tuple[str, List[str], Json]]":
+def read_options(wanted):
+    # type: (Container[str]) -> Iterator[Tuple[str, List[str], Json]]
     """The OPTIONS whose first name is WANTED: heading, names, and what argparse is told."""
     heading = ""
     for line in OPTIONS.strip().splitlines():
@@ -4753,16 +4950,16 @@ def read_options(wanted: "Container[str]") -> "Iterator[Tuple[str, List[str], Js
         yield heading, flags, settings
 
 
-def new_parser(
-    words: str, usage: "Optional[str]", about: str, epilog: str, options: str
-) -> Parser:
+def new_parser(words, usage, about, epilog, options):
+    # type: (str, Optional[str], str, str, str) -> Parser
     """A parser for OPTIONS and those of every command.
 
     All are added to groups: a parser formats each one that it gets itself, which from
     Python 3.14 on imports half the standard library.
     """
 
-    def formatter(prog: str) -> argparse.HelpFormatter:
+    def formatter(prog):
+        # type: (str) -> argparse.HelpFormatter
         # a fixed width keeps argparse from asking the terminal for it at each option
         return argparse.RawDescriptionHelpFormatter(prog, 2, 27, 80)
 
@@ -4786,7 +4983,8 @@ def new_parser(
     return parser
 
 
-def command_parser(words: str) -> Parser:
+def command_parser(words):
+    # type: (str) -> Parser
     """The parser of the command WORDS."""
     summary, options, example = read_commands()[words]
     usage = None
@@ -4799,7 +4997,8 @@ def command_parser(words: str) -> Parser:
     return parser
 
 
-def group_parser(group: str) -> Parser:
+def group_parser(group):
+    # type: (str) -> Parser
     """The parser of a group of commands, or of all where GROUP is empty."""
     listing = [GROUPS[group], "", "commands:"]
     examples = ["examples:"]
@@ -4814,7 +5013,8 @@ def group_parser(group: str) -> Parser:
     return new_parser(group, usage, "\n".join(listing), epilog, "" if group else "-V")
 
 
-def split_command(arguments: "List[str]") -> "Tuple[str, List[str]]":
+def split_command(arguments):
+    # type: (List[str]) -> Tuple[str, List[str]]
     """The words that name a command, wherever options stand, and the other arguments."""
     valued = re.findall(r"(?m)^(-[^ ]*) [^ ]", OPTIONS)
     flags = ",".join(valued).split(",")
@@ -4834,7 +5034,8 @@ def split_command(arguments: "List[str]") -> "Tuple[str, List[str]]":
     return words, others
 
 
-def unknown_command(words: str) -> Failure:
+def unknown_command(words):
+    # type: (str) -> Failure
     """What to say of WORDS, which are no command, with the likeliest one as hint."""
     from difflib import get_close_matches
 
@@ -4857,7 +5058,8 @@ def unknown_command(words: str) -> Failure:
 
 
 # ==== main: read, dispatch, and the only place that catches everything
-def read_help_words(arguments: "List[str]") -> "List[str]":
+def read_help_words(arguments):
+    # type: (List[str]) -> List[str]
     """ARGUMENTS with `help` first or last, and `version`, as the options of that name."""
     if arguments == ["version"]:
         return ["--version"]
@@ -4871,7 +5073,8 @@ def read_help_words(arguments: "List[str]") -> "List[str]":
 HINT_OFFLINE = "llamactl auth status --offline"  # names server, proxy and certificates
 
 
-def run_parsed(app: App, words: str, args: "Args") -> int:
+def run_parsed(app, words, args):
+    # type: (App, str, Args) -> int
     """Run a command; a hint never names the command that just failed."""
     try:
         return COMMANDS[words](app, args) or EXIT_DONE
@@ -4885,7 +5088,8 @@ def run_parsed(app: App, words: str, args: "Args") -> int:
         raise
 
 
-def run_command(process: Process, terminal: Terminal, arguments: "List[str]") -> int:
+def run_command(process, terminal, arguments):
+    # type: (Process, Terminal, List[str]) -> int
     """Run the command that ARGUMENTS name; its exit code."""
     dashes = arguments.index("--") if "--" in arguments else len(arguments)
     words, others = split_command(read_help_words(arguments[:dashes]))
@@ -4916,7 +5120,8 @@ def run_command(process: Process, terminal: Terminal, arguments: "List[str]") ->
     return EXIT_DONE
 
 
-def report_bug(terminal: Terminal, error: Exception) -> None:
+def report_bug(terminal, error):
+    # type: (Terminal, Exception) -> None
     """Say where this program is wrong, and quote nothing."""
     line = 0
     trace = error.__traceback__
@@ -4930,7 +5135,8 @@ def report_bug(terminal: Terminal, error: Exception) -> None:
     )
 
 
-def run_and_report(process: Process, terminal: Terminal, arguments: "List[str]") -> int:
+def run_and_report(process, terminal, arguments):
+    # type: (Process, Terminal, List[str]) -> int
     """Run the command that ARGUMENTS name, and tell what went wrong; the exit code."""
     try:
         return run_command(process, terminal, arguments)
@@ -4953,7 +5159,8 @@ def run_and_report(process: Process, terminal: Terminal, arguments: "List[str]")
     return EXIT_FAILED
 
 
-def main(argv: "Optional[List[str]]" = None) -> int:
+def main(argv=None):
+    # type: (Optional[List[str]]) -> int
     """Run llamactl with ARGV, by default the process's own; the exit code."""
     process = read_process()
     terminal = Terminal(process)

@@ -1802,15 +1802,6 @@ class House(unittest.TestCase):
         ]
         self.assertEqual(bare, [])
 
-    def test_every_function_is_typed(self):
-        untyped = [
-            node.name
-            for node in self.functions
-            if node.returns is None
-            or any(arg.annotation is None for arg in node.args.args if arg.arg != "self")
-        ]
-        self.assertEqual(untyped, [])
-
     def test_four_files(self):
         """At the top level, beside what git and CI need and what git ignores."""
         known = {
