@@ -4916,8 +4916,8 @@ class CrashTest(DiskCase):
             else:
                 put_file(path, content, bits)
         self.done(*command)
-        outcome = self.state()
-        return sorted((path.partition(".damaged-")[0], outcome[path]) for path in outcome)
+        after = self.state().items()
+        return sorted((path.partition(".damaged-")[0], entry) for path, entry in after)
 
     def assert_survives(self, path, write, following):
         """A crash during WRITE leaves the old or the new content in the file PATH, tells
@@ -4950,6 +4950,16 @@ class CrashTest(DiskCase):
         os.rename(self.store_path, real)
         os.symlink("profiles.json.real", self.store_path)
         self.assert_survives(real, self.WRITE, self.NEXT)
+
+    def test_a_process_that_is_killed_at_its_rename_blocks_nobody(self):
+        script = (
+            "import os, signal, sys\n"
+            "os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        killed = self.process(*self.WRITE, python=("-c", script + AS_MAIN))
+        self.assertEqual(killed.code, -signal.SIGKILL)
+        self.done(*self.NEXT)
+        self.assertEqual(self.files(), STORE_FILES)
 
     def test_the_first_change_of_a_env_file_and_one_behind_a_link(self):
         self.with_profile()
@@ -5198,6 +5208,7 @@ class FileSystemsWithoutLocks(FileSystemCase):
         for change, seconds, shift in self.changes((70, 100000), (0, 7200, -7200)):
             with self.case(change, seconds, shift), self.clock(shift):
                 self.hold(change, b"dead", seconds)
+                put_file(change.lock.replace("locked", "new.dead"), b"what it wrote")
                 self.assert_made(change, 1)
 
     def test_one_that_goes_meanwhile_is_waited_for(self):
