@@ -5259,9 +5259,9 @@ class FileSystemsWithoutLocks(FileSystemCase):
                 self.assertEqual(self.left(), self.LEFT)
                 self.assertEqual(file_bytes(change.path), before)
 
-    def test_a_lock_file_that_cannot_be_synced_is_removed(self):
+    def test_a_lock_file_that_cannot_be_written_is_removed(self):
         for (change,) in self.changes():
-            with self.case(change) as before, failing(os, "fsync", "EIO"):
+            with self.case(change) as before, failing(os, "write", "ENOSPC"):
                 self.assert_refused(change, change.path, before)
 
     def test_eight_processes_at_once_lose_nothing(self):
