@@ -4739,19 +4739,21 @@ class StoreFolderTest(DiskCase):
             LLAMACTL_CONFIG_DIR=~/x                               | None
             LLAMACTL_CONFIG_DIR=/x                                | /x
         """.strip().splitlines():
-            with self.subTest(row):
-                self.assert_folder(*row.split("|"))
+            words, expected = row.split("|")
+            env = dict(word.split("=") for word in words.split())
+            only = unittest.mock.patch.dict(os.environ, env, clear=True)
+            with self.subTest(row), unknown_user(), only:
+                folder = llamactl.read_process().config_folder()
+                self.assertEqual(str(folder), expected.strip())
 
     def test_windows_keeps_it_in_appdata(self):
+        del self.env["LLAMACTL_CONFIG_DIR"]
+        roaming = os.path.join(self.home, "Roaming")
         with patched(llamactl, "WINDOWS", True):
-            self.assert_folder("APPDATA=/roaming XDG_CONFIG_HOME=/d", "/roaming/llamactl")
-
-    def assert_folder(self, variables, expected):
-        """With nothing but VARIABLES, for a user whom the system does not know."""
-        env = dict(variable.split("=") for variable in variables.split())
-        with unknown_user(), unittest.mock.patch.dict(os.environ, env, clear=True):
-            folder = llamactl.read_process().config_folder()
-        self.assertEqual(str(folder), expected.strip())
+            env = {"APPDATA": roaming, "XDG_CONFIG_HOME": self.home}
+            self.done(*self.ALWAYS_WRITERS[1], env=env)
+        names = os.listdir(os.path.join(roaming, "llamactl"))
+        self.assertEqual(sorted(names), STORE_FILES)
 
     def test_a_working_folder_that_is_gone_has_no_folder_in_it(self):
         self.cloud = self.cloud_server()
