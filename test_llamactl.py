@@ -4499,6 +4499,8 @@ class Browser(CommandCase):
 # disk: helpers
 # ========================================================================================
 
+patched = unittest.mock.patch.object
+
 
 def tree(folder):
     """What stands under FOLDER: path -> (mode, inode, time of change, content or link
@@ -4519,6 +4521,17 @@ def tree(folder):
 def file_bytes(path):
     with open(path, "rb") as file:
         return file.read()
+
+
+def content_of(path):
+    """The bytes of the file PATH; None where there is none."""
+    return file_bytes(path) if os.path.exists(path) else None
+
+
+def put_file(path, content, mode=0o600):
+    with open(path, "wb") as file:
+        file.write(content)
+    os.chmod(path, mode)
 
 
 def mode_of(path):
@@ -4549,7 +4562,7 @@ def full_path(name, folder):
     """The path of NAME, which may be relative to the open FOLDER."""
     if folder is None:
         return os.fspath(name)
-    return os.path.normpath(os.path.join(os.readlink("/proc/self/fd/%d" % folder), name))
+    return os.path.normpath(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name))
 
 
 def skip_without_paths_of_descriptors():
@@ -4557,7 +4570,12 @@ def skip_without_paths_of_descriptors():
         raise unittest.SkipTest("needs /proc, to know the path of an open folder")
 
 
-@contextlib.contextmanager
+def failing(module, name, error):
+    """MODULE's function NAME fails with ERROR, a name such as "EIO"."""
+    number = getattr(errno, error)
+    return patched(module, name, side_effect=OSError(number, os.strerror(number)))
+
+
 def opening_fails(refused, number):
     """os.open fails with the error NUMBER where REFUSED(path, flags), even for root."""
     skip_without_paths_of_descriptors()
@@ -4568,8 +4586,7 @@ def opening_fails(refused, number):
             raise OSError(number, os.strerror(number), path)
         return really_open(path, flags, *args, dir_fd=dir_fd)
 
-    with unittest.mock.patch.object(os, "open", failing_open):
-        yield
+    return patched(os, "open", failing_open)
 
 
 def is_for_writing(path, flags):
@@ -4590,77 +4607,76 @@ def has_a_shared_group():
     return os.getegid() not in (0, os.geteuid())
 
 
-def without_fsync():
-    """Only a power cut tells the difference, and a busy disk takes its time for each of
-    them."""
-    return unittest.mock.patch.object(os, "fsync", lambda descriptor: None)
+def unknown_user():
+    """The system does not know our uid, as in many a container."""
+    return unittest.mock.patch("pwd.getpwuid", side_effect=KeyError("uid not found"))
 
 
-class DiskCase(Case):
+def commands(text):
+    """The command lines of TEXT, each as its words."""
+    return tuple(tuple(line.split()) for line in text.strip().splitlines())
+
+
+class DiskCase(CommandCase):
     """Commands that read, commands that write, and what both do to the files of the
-    home."""
+    home, where there is nothing at first."""
 
-    READERS = (
-        ("auth", "get"),
-        ("auth", "get", "main", "-o", "yaml"),
-        ("auth", "status"),
-        ("auth", "status", "--offline"),
-        ("environments", "get"),
-        ("projects", "get"),
-        ("organizations", "get"),
-        ("deployments", "get"),
-        ("config", "-o", "json"),
-    )
-    OFFLINE_READERS = (
-        ("auth", "get"),
-        ("auth", "status", "--offline"),
-        ("environments", "get"),
-        ("config",),
-        ("auth", "inject", "--env-file", "-"),
-    )
-    WRITERS = (
-        ("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "proj-beta"),
-        ("auth", "use", "main"),
-        ("auth", "logout", "main"),
-        ("auth", "login", "--start"),
-        ("projects", "use", "proj-beta"),
-        ("environments", "use", DEFAULT_URL),
-        ("environments", "add", "https://other.example.com", "--no-verify"),
-        ("environments", "delete", DEFAULT_URL),
-    )
+    READERS = commands("""
+        auth get
+        auth get main -o yaml
+        auth status
+        auth status --offline
+        environments get
+        projects get
+        organizations get
+        deployments get
+        config -o json
+    """)
+    OFFLINE_READERS = commands("""
+        auth get
+        auth status --offline
+        environments get
+        config
+        auth inject --env-file -
+    """)
     # writers that need neither a profile nor the network
-    ALWAYS_WRITERS = (
-        ("auth", "token", "--no-verify", "--api-key", OTHER_KEY, "--project", "proj-beta"),
-        ("environments", "add", "https://other.example.com", "--no-verify"),
-    )
+    ALWAYS_WRITERS = commands(f"""
+        auth token --no-verify --api-key {OTHER_KEY} --project proj-beta
+        environments add https://other.example.com --no-verify
+    """)
+    WRITERS = ALWAYS_WRITERS + commands(f"""
+        auth use main
+        auth logout main
+        auth login --start
+        projects use proj-beta
+        environments use {DEFAULT_URL}
+        environments delete {DEFAULT_URL}
+    """)
 
     def setUp(self):
         Case.setUp(self)
-        patcher = without_fsync()
+        # only a power cut tells the difference, and a busy disk takes its time for each
+        patcher = patched(os, "fsync", lambda descriptor: None)
         patcher.start()
         self.addCleanup(patcher.stop)
 
     def assert_one_error(self, result, code=1, names=""):
         """CODE, nothing on stdout, and one error line that names NAMES."""
-        lines = result.err.splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        self.assertEqual((result.code, result.out, len(errors)), (code, "", 1), result)
-        self.assertIn(names, errors[0])
-        for line in lines:
-            self.assertRegex(line, "^(error|hint|warning): ")
+        self.assertEqual((result.code, result.out), (code, ""), result.err)
+        others = r"((hint|warning): .*\n)*"
+        error = f"error: .*{re.escape(names)}.*\n"
+        self.assertRegex(result.err, rf"\A{others}{error}{others}\Z")
 
     def files(self):
         return sorted(os.listdir(self.folder))
 
     def warnings_of(self, result):
-        return [line for line in result.err.splitlines() if line.startswith("warning: ")]
+        return re.findall("(?m)^warning: .*", result.err)
 
     def put(self, content, mode=0o600):
         """CONTENT as the store, whatever it is."""
         os.makedirs(self.folder, 0o700, exist_ok=True)
-        with open(self.store_path, "wb") as file:
-            file.write(content)
-        os.chmod(self.store_path, mode)
+        put_file(self.store_path, content, mode)
 
     def of_variables(self):
         return {
@@ -4672,22 +4688,18 @@ class DiskCase(Case):
     def log_in(self, expired=True):
         """A login of dev@example.com made by the program, its access token EXPIRED or
         not."""
-        result = self.call("auth", "login", "--project", "proj-alpha")
-        self.assertEqual(result.code, 0, result.err)
+        self.login("--project proj-alpha")
         if expired:
             self.cloud.expire_access_tokens()
-            text = file_bytes(self.store_path).decode()
-            self.put(re.sub(r'("access_expires_at": )[0-9.]+', r"\g<1>1.0", text).encode())
+            past = re.sub('("access_expires_at": )[0-9.]+', r"\g<1>1.0", self.store_text())
+            self.put(past.encode())
         return self.profiles()["dev@example.com"]
 
     def assert_nowhere(self, *secrets):
-        for path, (_, _, _, content) in tree(self.home).items():
+        """No file holds any of the SECRETS, which were logged out."""
+        for path, (*_, content) in tree(self.home).items():
             for secret in secrets:
-                self.assertNotIn(
-                    secret.encode(),
-                    content if isinstance(content, bytes) else b"",
-                    path + " holds a secret that was logged out",
-                )
+                self.assertNotIn(secret, repr(content), path)
 
 
 # ========================================================================================
@@ -4697,184 +4709,122 @@ class DiskCase(Case):
 
 class StoreFolderTest(DiskCase):
     def test_where_the_folder_is(self):
-        cases = (
-            ({"LLAMACTL_CONFIG_DIR": "%s/a"}, "a"),
-            ({"LLAMACTL_CONFIG_DIR": "~/b"}, "b"),
-            ({"LLAMACTL_CONFIG_DIR": "%s/c", "XDG_CONFIG_HOME": "%s/xdg"}, "c"),
-            ({"XDG_CONFIG_HOME": "%s/xdg"}, "xdg/llamactl"),
-            ({"XDG_CONFIG_HOME": "relative"}, ".config/llamactl"),
-            ({"XDG_CONFIG_HOME": ""}, ".config/llamactl"),
-            ({"APPDATA": "%s/appdata"}, ".config/llamactl"),
-            ({}, ".config/llamactl"),
-        )
-        del self.env["LLAMACTL_CONFIG_DIR"]
-        for variables, expected in cases:
-            with self.subTest(variables):
-                env = {
-                    name: value.replace("%s", self.home)
-                    for name, value in variables.items()
-                }
-                self.assertEqual(self.call(*self.ALWAYS_WRITERS[1], env=env).code, 0)
-                path = os.path.join(self.home, expected)
-                self.assertEqual(sorted(os.listdir(path)), STORE_FILES)
-                self.assertEqual(mode_of(path), "0o700")
-                shutil.rmtree(path)
-
-    def test_without_a_home_there_is_no_folder_in_it(self):
-        for home, chosen, expected in (
-            ("", "~/x", None),
-            ("", "~", None),
-            ("", "", None),
-            ("relative", "~/x", None),
-            ("/", "~/x", "/x"),
-            ("/a/", "~//x", "/a/x"),
-            ("/a", "~", "/a"),
-            ("", "~nobody-of-that-name/x", None),
-            ("", "./~/x", os.path.abspath("~/x")),
-            (None, "~/x", None),
-            (None, "/x", "/x"),
-        ):
-            variables = {"LLAMACTL_CONFIG_DIR": chosen}
-            variables.update({} if home is None else {"HOME": home})
-            unknown = unittest.mock.patch(
-                "pwd.getpwuid", side_effect=KeyError("uid not found")
-            )
-            with self.subTest(home=home, chosen=chosen), unknown:
-                with unittest.mock.patch.dict(os.environ, variables, clear=True):
-                    self.assertEqual(llamactl.read_process().config_folder(), expected)
-
-    def test_a_working_folder_that_is_gone_has_no_folder_in_it(self):
-        self.cloud, here = self.cloud_server(), os.getcwd()
-        env = dict(self.of_variables(), LLAMACTL_CONFIG_DIR="relative")
-        os.chdir(tempfile.mkdtemp(dir=self.home))
-        try:
-            os.rmdir(os.getcwd())
-            self.assertEqual(self.call("projects", "get", env=env).code, 0)
-            self.assert_one_error(self.call(*self.ALWAYS_WRITERS[0], env=env), 1, "no home")
-        finally:
-            os.chdir(here)
+        for row in f"""
+            HOME=/home LLAMACTL_CONFIG_DIR=/a                     | /a
+            HOME=/home LLAMACTL_CONFIG_DIR=~/b                    | /home/b
+            HOME=/home LLAMACTL_CONFIG_DIR=/c XDG_CONFIG_HOME=/d  | /c
+            HOME=/home XDG_CONFIG_HOME=/d                         | /d/llamactl
+            HOME=/home XDG_CONFIG_HOME=relative                   | /home/.config/llamactl
+            HOME=/home XDG_CONFIG_HOME=                           | /home/.config/llamactl
+            HOME=/home APPDATA=/roaming                           | /home/.config/llamactl
+            HOME=/home                                            | /home/.config/llamactl
+            HOME=/home LLAMACTL_CONFIG_DIR=~                      | /home
+            HOME=/home/ LLAMACTL_CONFIG_DIR=~//x                  | /home/x
+            HOME=/ LLAMACTL_CONFIG_DIR=~/x                        | /x
+            HOME=relative LLAMACTL_CONFIG_DIR=~/x                 | None
+            HOME= LLAMACTL_CONFIG_DIR=~/x                         | None
+            HOME= LLAMACTL_CONFIG_DIR=~                           | None
+            HOME= LLAMACTL_CONFIG_DIR=                            | None
+            HOME= LLAMACTL_CONFIG_DIR=~nobody-of-that-name/x      | None
+            HOME= LLAMACTL_CONFIG_DIR=./~/x                       | {os.getcwd()}/~/x
+            LLAMACTL_CONFIG_DIR=~/x                               | None
+            LLAMACTL_CONFIG_DIR=/x                                | /x
+        """.strip().splitlines():
+            words, expected = row.split("|")
+            env = dict(word.split("=") for word in words.split())
+            only = unittest.mock.patch.dict(os.environ, env, clear=True)
+            with self.subTest(row), unknown_user(), only:
+                folder = llamactl.read_process().config_folder()
+                self.assertEqual(str(folder), expected.strip())
 
     def test_windows_keeps_it_in_appdata(self):
         del self.env["LLAMACTL_CONFIG_DIR"]
-        env = {"APPDATA": os.path.join(self.home, "Roaming"), "XDG_CONFIG_HOME": self.home}
-        with unittest.mock.patch.object(llamactl, "WINDOWS", True):
-            self.assertEqual(self.call(*self.ALWAYS_WRITERS[1], env=env).code, 0)
-        self.assertEqual(
-            sorted(os.listdir(os.path.join(self.home, "Roaming", "llamactl"))), STORE_FILES
-        )
+        roaming = os.path.join(self.home, "Roaming")
+        with patched(llamactl, "WINDOWS", True):
+            env = {"APPDATA": roaming, "XDG_CONFIG_HOME": self.home}
+            self.done(*self.ALWAYS_WRITERS[1], env=env)
+        names = os.listdir(os.path.join(roaming, "llamactl"))
+        self.assertEqual(sorted(names), STORE_FILES)
+
+    def test_a_working_folder_that_is_gone_has_no_folder_in_it(self):
+        self.cloud = self.cloud_server()
+        env = dict(self.of_variables(), LLAMACTL_CONFIG_DIR="relative")
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(tempfile.mkdtemp(dir=self.home))
+        os.rmdir(os.getcwd())
+        self.done("projects get", env=env)
+        self.assert_one_error(self.call(*self.ALWAYS_WRITERS[0], env=env), 1, "no home")
 
     def test_reading_creates_nothing(self):
         self.cloud = self.cloud_server()
         shutil.rmtree(self.folder)
         for command in self.READERS + self.OFFLINE_READERS:
-            with self.subTest(command):
-                self.call(*command)
-                self.assertEqual(os.listdir(self.home), [])
-        self.call("projects", "get", env=self.of_variables())
+            self.call(*command)
+            self.assertEqual(os.listdir(self.home), [], command)
+        self.done("projects get", env=self.of_variables())
         self.assertEqual(os.listdir(self.home), [])
 
-    def test_reading_changes_nothing(self):
+    def test_reading_changes_nothing_and_needs_no_right_to_write(self):
         self.cloud = self.cloud_server()
         self.with_profile()
         os.chmod(self.store_path, 0o644)  # loose, but that is for a writer to mend
-        with open(self.store_path + ".new", "w") as file:
-            file.write("what a crash left")
+        put_file(self.store_path + ".new", b"what a crash left")
         os.chmod(self.folder, 0o755)
         before = tree(self.home)
-        for command in self.READERS:
+        for command in self.READERS + self.OFFLINE_READERS:
             with self.subTest(command):
-                self.assertEqual(self.call(*command).code, 0)
+                self.done(*command, sings="inject" in command)
                 self.assertEqual(tree(self.home), before)
-        self.assertEqual(self.call("auth", "inject", "--env-file", "-", sings=True).code, 0)
-        self.assertEqual(self.process("auth", "exec", "--", "true").code, 0)
-        self.assertEqual(tree(self.home), before)
+                with opening_fails(is_for_writing, errno.EROFS):
+                    self.done(*command, sings="inject" in command)
 
-    def test_reading_needs_no_right_to_write(self):
-        self.cloud = self.cloud_server()
-        self.with_profile()
-        with opening_fails(is_for_writing, errno.EROFS):
-            for command in self.READERS:
-                with self.subTest(command):
-                    self.assertEqual(self.call(*command).code, 0)
-
-    def test_modes_under_every_umask(self):
-        self.cloud = self.cloud_server()
+    def test_folders_and_files_are_private_under_every_umask(self):
+        self.env["LLAMACTL_CONFIG_DIR"] = os.path.join(self.home, "a", "b", "c")
+        private = dict.fromkeys("abc", "0o40700")
+        private.update(dict.fromkeys(STORE_FILES, "0o100600"))
         for mask in (0o000, 0o022, 0o077, 0o277):
-            for command in (
-                self.ALWAYS_WRITERS * 2
-            ):  # the second time they find the files there
+            for command in self.ALWAYS_WRITERS * 2:  # the files are there the second time
                 with self.subTest(umask=oct(mask), command=command[:2]), umask(mask):
-                    self.assertEqual(self.call(*command).code, 0)
-                    self.assertEqual(mode_of(self.folder), "0o700")
-                    modes = {
-                        name: mode_of(os.path.join(self.folder, name))
-                        for name in self.files()
-                    }
-                    self.assertEqual(modes, dict.fromkeys(STORE_FILES, "0o600"))
-            shutil.rmtree(self.folder)
+                    self.done(*command)
+                found = tree(self.home).items()
+                modes = {os.path.basename(path): entry[0] for path, entry in found}
+                self.assertEqual(modes, private)
+            shutil.rmtree(os.path.join(self.home, "a"))
 
     def test_files_are_private_from_birth(self):
         """Before anything is written: who opened the empty file could read what comes
         later."""
-        born, fchmod = [], os.fchmod
+        born = []
 
-        def noted(descriptor, mode):
+        def noted(descriptor, mode, fchmod=os.fchmod):
             born.append(oct(stat.S_IMODE(os.fstat(descriptor).st_mode)))
             fchmod(descriptor, mode)
 
-        with umask(0), unittest.mock.patch.object(os, "fchmod", noted):
-            self.assertEqual(self.call(*self.ALWAYS_WRITERS[0]).code, 0)
-            self.assertEqual(
-                self.call(
-                    "auth", "inject", "--env-file", os.path.join(self.home, "new.env")
-                ).code,
-                0,
-            )
+        with umask(0), patched(os, "fchmod", noted):
+            self.done(*self.ALWAYS_WRITERS[0])
+            self.done("auth inject --env-file", os.path.join(self.home, "new.env"))
         self.assertGreaterEqual(len(born), 4)  # the store, the .env and their locks
         self.assertEqual(set(born), {"0o600"})
 
-    def test_missing_parents_are_made_private_too(self):
-        self.folder = os.path.join(self.home, "a", "b", "c")
-        with umask(0):
-            result = self.call(
-                *self.ALWAYS_WRITERS[0], env={"LLAMACTL_CONFIG_DIR": self.folder}
-            )
-        self.assertEqual(result.code, 0)
-        for path in ("a", "a/b", "a/b/c"):
-            self.assertEqual(mode_of(os.path.join(self.home, path)), "0o700")
-
     def test_writers_tighten_a_loose_store(self):
         self.cloud = self.cloud_server()
-        for command in self.WRITERS:
-            with self.subTest(
-                command
-            ):  # "auth use main" finds nothing to change but the mode
-                self.with_profile()
-                os.chmod(self.store_path, 0o644)
-                self.assertEqual(self.call(*command).code, 0)
-                self.assertEqual(mode_of(self.store_path), "0o600")
+        for command in self.WRITERS:  # "auth use main" changes nothing but the mode
+            self.with_profile()
+            os.chmod(self.store_path, 0o644)
+            self.done(*command)
+            self.assertEqual(mode_of(self.store_path), "0o600", command)
 
     def test_a_folder_that_others_can_write_to_is_a_warning_and_stays(self):
         self.cloud = self.cloud_server()
-        for mode, warned in (
-            (0o777, True),
-            (0o770, has_a_shared_group()),
-            (0o702, True),
-            (0o755, False),
-        ):
-            for command in (
-                ("auth", "get"),
-                ("auth", "use", "main"),
-                ("auth", "logout", "main"),
-            ):
+        shared = has_a_shared_group()
+        modes = ((0o777, True), (0o770, shared), (0o702, True), (0o755, False))
+        for mode, warned in modes:
+            for command in ("auth get", "auth use main", "auth logout main"):
                 with self.subTest(mode=oct(mode), command=command):
                     self.with_profile()
                     os.chmod(self.folder, mode)
-                    result = self.call(*command)
-                    warnings = [
-                        line for line in self.warnings_of(result) if self.folder in line
-                    ]
-                    self.assertEqual((result.code, bool(warnings)), (0, warned), result.err)
+                    warnings = self.warnings_of(self.done(command))
+                    self.assertEqual(self.folder in str(warnings), warned)
                     self.assertEqual(mode_of(self.folder), oct(mode))
 
     def test_a_change_is_synced_before_it_is_renamed_and_the_folder_after(self):
@@ -4884,31 +4834,26 @@ class StoreFolderTest(DiskCase):
             function = getattr(os, name)
 
             def noted(*args, **options):
-                kind = ""
-                if name == "fsync":
-                    mode = os.fstat(args[0]).st_mode
-                    kind = " folder" if stat.S_ISDIR(mode) else " file"
-                steps.append(name + kind)
+                is_folder = name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+                steps.append(name + " folder" * is_folder)
                 return function(*args, **options)
 
-            return unittest.mock.patch.object(os, name, noted)
+            return patched(os, name, noted)
 
+        self.url = DEFAULT_URL
+        self.with_profile()
         with noting("fsync"), noting("replace"), noting("rename"), noting("write"):
-            self.change_store()
-        self.assertEqual(steps, ["write", "fsync file", "replace", "fsync folder"])
-
-    def change_store(self, url="https://new.example.com", warn=None):
-        store = llamactl.Store(self.folder, warn or self.fail)
-        with store.change() as data:
-            data["current_environment"] = url
+            self.done(*self.ALWAYS_WRITERS[0])
+        # first the proof that the store can be changed, then the change
+        self.assertEqual(steps, ["write", "fsync", "replace", "fsync folder"] * 2)
 
     def test_a_change_that_fails_is_not_written(self):
-        self.change_store()
+        self.put(b'{"version": 1, "current_environment": null, "environments": {}}')
         before = file_bytes(self.store_path)
-        store = llamactl.Store(self.folder, self.fail)
-        with self.assertRaises(KeyError), store.change() as data:
-            data["current_environment"] = None
-            raise KeyError("something of ours went wrong")
+        with self.assertRaises(KeyError):
+            with llamactl.Store(self.folder, self.fail).change() as data:
+                data["current_environment"] = DEFAULT_URL
+                raise KeyError("something of ours went wrong")
         self.assertEqual(file_bytes(self.store_path), before)
         self.assertEqual(self.files(), STORE_FILES)
 
@@ -4918,387 +4863,171 @@ class StoreFolderTest(DiskCase):
 # ========================================================================================
 
 
-def die_at_line(number):
-    """A trace function that kills this process at the NUMBERth line it executes of
-    llamactl."""
-    filename, left = llamactl.main.__code__.co_filename, [number]
-
-    def trace(frame, event, argument):
-        if frame.f_code.co_filename != filename:
-            return None
-        if event == "line":
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    return trace
-
-
-def killed_at_line(number, write):
-    """Run WRITE in a child that dies at its NUMBERth line; whether it executed that
-    many."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            sys.settrace(die_at_line(number))
-            write()
-            sys.settrace(None)
-            status = 0
-        finally:
-            os._exit(status)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return True
-    if status:
-        raise AssertionError("the write failed by itself: status %d" % status)
-    return False
-
-
-def content_of(path):
-    """The bytes of the file PATH; None where there is none."""
-    return file_bytes(path) if os.path.exists(path) else None
-
-
-class StoreCrash:
-    """A change of profiles.json that dies; BEFORE is the file's content, None for no
-    folder."""
-
-    def __init__(self, home, before, linked=False, left_over=None):
-        self.folder = os.path.join(home, "conf")
-        self.before, self.linked, self.left_over = before, linked, left_over
-        self.path = os.path.join(self.folder, "profiles.json")
-
-    def prepare(self):
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self.before is None:
-            return
-        os.mkdir(self.folder, 0o700)
-        real = os.path.join(self.folder, "profiles.json.real") if self.linked else self.path
-        with open(real, "wb") as file:
-            file.write(self.before)
-        os.chmod(real, 0o600)
-        if self.linked:
-            os.symlink("profiles.json.real", self.path)
-        if self.left_over is not None:
-            with open(self.path + ".new", "wb") as file:
-                file.write(self.left_over)
-            os.chmod(self.path + ".new", 0o600)
-
-    def add(self, name):
-        with llamactl.Store(self.folder, lambda text: None).change() as data:
-            data["current_environment"] = "https://%s.example.com" % name
-            record = {"requires_auth": True, "current_profile": name, "profiles": {}}
-            record["profiles"][name] = {"auth_type": "token", "api_key": KEY}
-            data["environments"]["https://%s.example.com" % name] = record
-
-    def write(self):
-        self.add("written")
-
-    def judge(self, after):
-        """What the crash must have left, and what the next change makes of it."""
-        content = content_of(self.path)
-        aside = self.damaged_copies()
-        if content not in (self.before, after) and (content, aside) != (
-            None,
-            [self.before],
-        ):
-            yield "neither the old nor the new content: %r" % content
-            return
-        for path, (mode, _, _, _) in tree(os.path.dirname(self.folder)).items():
-            if int(mode, 8) & 0o077 and not os.path.islink(path):
-                yield "%s can be read by others: %s" % (path, mode)
-        expected = sorted(self.names(content) + ["next"])
-        self.add("next")
-        if self.names(content_of(self.path)) != expected:
-            yield "the next change lost a neighbour: %s" % self.names(content_of(self.path))
-        left = set(os.listdir(self.folder)) - set(STORE_FILES) - {"profiles.json.real.lock"}
-        left -= {"profiles.json.real"} if self.linked else set()
-        if any(".damaged-" not in name for name in left):
-            yield "left over: %s" % sorted(left)
-        if self.damaged_copies() != ([self.before] if self.is_damaged() else []):
-            yield "the damaged content is lost, or there twice"
-        if self.linked != os.path.islink(self.path):
-            yield "the link is gone"
-
-    def is_damaged(self):
-        return self.before is not None and not self.before.endswith(b"}")
-
-    def damaged_copies(self):
-        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
-        return [
-            file_bytes(os.path.join(self.folder, name))
-            for name in sorted(names)
-            if ".damaged-" in name
-        ]
-
-    def names(self, content):
-        if content is None or content == self.before and self.is_damaged():
-            return []
-        environments = json.loads(content.decode())["environments"].values()
-        return sorted(name for record in environments for name in record["profiles"])
-
-
-class EnvCrash:
-    """A change of a .env file that dies; BEFORE is its content, None for no folder."""
-
-    def __init__(self, home, before, linked=False):
-        self.folder = os.path.join(home, "project")
-        self.path = os.path.join(self.folder, ".env")
-        self.before, self.linked = before, linked
-
-    def prepare(self):
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self.before is None:
-            return
-        os.mkdir(self.folder)
-        real = os.path.join(self.folder, "real.env") if self.linked else self.path
-        with open(real, "wb") as file:
-            file.write(self.before)
-        os.chmod(real, 0o640)
-        if self.linked:
-            os.symlink("real.env", self.path)
-
-    def set(self, value):
-        def edit(content):
-            return llamactl.updated_env(
-                content.decode(), {"LLAMA_CLOUD_API_KEY": value}
-            ).encode()
-
-        llamactl.rewrite_file(self.path, edit, True, lambda text: None)
-
-    def write(self):
-        self.set(KEY)
-
-    def judge(self, after):
-        content = content_of(self.path)
-        if content not in (self.before, after):
-            yield "neither the old nor the new content: %r" % content
-            return
-        allowed = 0o600 if self.before is None else 0o640
-        for path, (mode, _, _, _) in tree(self.folder).items():
-            if int(mode, 8) & 0o777 & ~allowed and not os.path.islink(path):
-                yield "%s has mode %s" % (path, mode)
-        self.set(OTHER_KEY)
-        if content_of(self.path) != after.replace(KEY.encode(), OTHER_KEY.encode()):
-            yield "the next change made %r" % content_of(self.path)
-        if stat.S_IMODE(os.stat(self.path).st_mode) != allowed:
-            yield "the next change made the mode %s" % mode_of(self.path)
-        if sorted(os.listdir(self.folder)) != sorted([".env"] + ["real.env"] * self.linked):
-            yield "left over: %s" % os.listdir(self.folder)
-
-
-def crash_cases(home):
-    record = {
-        "requires_auth": True,
-        "current_profile": "old",
-        "profiles": {
-            "old": {"auth_type": "token", "api_key": OTHER_KEY},
-            "other": {"auth_type": "none"},
-        },
-    }
-    url = "https://old.example.com"
-    store = {"version": 1, "current_environment": url, "environments": {url: record}}
-    before = json.dumps(store).encode()
-    lines = b'# mine\nA=1\nLLAMA_CLOUD_API_KEY=old\nLAST="no newline"'
-    return {
-        "store": StoreCrash(home, before, left_over=before[:50]),
-        "first store": StoreCrash(home, None),
-        "damaged store": StoreCrash(home, before[:99], linked=True),
-        "linked env": EnvCrash(home, lines, linked=True),
-        "first env": EnvCrash(home, None),
-    }
-
-
-def crash_everywhere(home, kinds):
-    """Kill each of KINDS at every line of its write; prints {kind: [kills, complaints]}
-    as JSON.
-
-    For a process of its own: it forks, which a process with threads must not.
-    """
-    os.umask(0)
-    without_fsync().start()
-    report = {}
-    for kind, case in crash_cases(home).items():
-        if kind not in kinds:
-            continue
-        case.prepare()
-        case.write()
-        after, kills, complaints = content_of(case.path), 0, []
-        case.prepare()
-        while killed_at_line(kills + 1, case.write):
-            kills += 1
-            complaints += ["line %d: %s" % (kills, text) for text in case.judge(after)]
-            case.prepare()
-        report[kind] = [kills, complaints]
-        shutil.rmtree(case.folder, ignore_errors=True)
-    print(json.dumps(report))
-
-
 class CrashTest(DiskCase):
-    SCRIPT = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import %s as tests; "
-        "tests.crash_everywhere(sys.argv[2], sys.argv[3:])" % MODULE
-    )
+    """What stands on the disk at any line of a change is what a crash leaves there."""
 
-    def assert_survives(self, least, *kinds):
-        command = [sys.executable, "-B", "-c", self.SCRIPT, HERE, self.home] + list(kinds)
-        env = dict(os.environ, LLAMACTL_UNDER_TEST=PROGRAM)
-        report = load(subprocess.check_output(command, env=env, cwd=self.home).decode())
-        self.assertEqual(sorted(report), sorted(kinds))
-        for kind, (kills, complaints) in report.items():
-            self.assertEqual(complaints, [], kind)
-            self.assertGreater(kills, least, kind)  # so many lines a write has at the least
+    WRITE, NEXT = DiskCase.ALWAYS_WRITERS
 
-    def test_killed_at_every_line_of_a_change_of_the_store(self):
-        self.assert_survives(40, "store", "first store", "damaged store")
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(os.umask, os.umask(0))
+        self.url = DEFAULT_URL
 
-    def test_killed_at_every_line_of_a_change_of_a_env_file(self):
-        self.assert_survives(30, "first env", "linked env")
+    def state(self):
+        return {path: entry[0::3] for path, entry in tree(self.home).items()}
+
+    def states(self, *command):
+        """What stands in the home before COMMAND, at its lines, each change once, and
+        after."""
+        states = [self.state()]
+        program = llamactl.main.__code__.co_filename
+
+        def trace(frame, event, argument):
+            if frame.f_code.co_filename != program:
+                return None
+            state = self.state()
+            if state != states[-1]:
+                states.append(state)
+            return trace
+
+        self.addCleanup(sys.settrace, sys.gettrace())
+        sys.settrace(trace)
+        self.done(*command)
+        sys.settrace(None)
+        return states + [self.state()]
+
+    def outcome(self, state, *command):
+        """What COMMAND makes of the home in a STATE; a damaged copy has no date."""
+        shutil.rmtree(self.home)
+        os.mkdir(self.home)
+        for path, (mode, content) in state.items():
+            bits = stat.S_IMODE(int(mode, 8))
+            if isinstance(content, str):
+                os.symlink(content, path)
+            elif content is None:
+                os.mkdir(path, bits)
+            else:
+                put_file(path, content, bits)
+        self.done(*command)
+        after = self.state().items()
+        return sorted((path.partition(".damaged-")[0], entry) for path, entry in after)
+
+    def assert_survives(self, path, write, following):
+        """A crash during WRITE leaves the old or the new content in the file PATH, tells
+        others nothing, and what is done next ends as without a crash."""
+        states = self.states(*write)
+        self.assertGreater(len(states), 5)
+        before, after = states[0], states[-1]
+        whole = (None, before.get(path), after.get(path))
+        modes = {"0o40700", "0o100600", "0o120777"}.union(
+            each[0] for each in before.values()
+        )
+        outcomes = [self.outcome(state, *following) for state in (before, after)]
+        for number, state in enumerate(states):
+            with self.subTest(number):
+                self.assertIn(state.get(path), whole)
+                self.assertLessEqual({mode for mode, _ in state.values()}, modes)
+                self.assertIn(self.outcome(state, *following), outcomes)
+
+    def test_the_first_change_of_a_store(self):
+        self.assert_survives(self.store_path, self.WRITE, self.NEXT)
+
+    def test_a_change_beside_what_a_crash_left(self):
+        self.with_profile()
+        put_file(self.store_path + ".new", b'{"version": 1')
+        self.assert_survives(self.store_path, self.WRITE, self.NEXT)
+
+    def test_a_change_of_a_damaged_store_behind_a_link(self):
+        self.put(b'{"version": 1')
+        real = self.store_path + ".real"
+        os.rename(self.store_path, real)
+        os.symlink("profiles.json.real", self.store_path)
+        self.assert_survives(real, self.WRITE, self.NEXT)
+
+    def test_a_process_that_is_killed_at_its_rename_blocks_nobody(self):
+        script = (
+            "import os, signal, sys\n"
+            "os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        killed = self.process(*self.WRITE, python=("-c", script + AS_MAIN))
+        self.assertEqual(killed.code, -signal.SIGKILL)
+        self.done(*self.NEXT)
+        self.assertEqual(self.files(), STORE_FILES)
+
+    def test_the_first_change_of_a_env_file_and_one_behind_a_link(self):
+        self.with_profile()
+        self.done(*self.WRITE)  # another profile, which is the current one
+        folder = os.path.join(self.home, "project")
+        path = os.path.join(folder, ".env")
+        inject = ("auth", "inject", "--env-file", path)
+        self.assert_survives(path, inject, inject + ("--profile", "main"))
+        real = os.path.join(folder, "real.env")
+        put_file(real, b'# mine\nA=1\nLLAMA_CLOUD_API_KEY=old\nLAST="no newline"', 0o640)
+        os.unlink(path)
+        os.symlink("real.env", path)
+        self.assert_survives(real, inject, inject + ("--profile", "main"))
 
 
 class FullDiskTest(DiskCase):
     def setUp(self):
-        DiskCase.setUp(self)
+        super().setUp()
         self.cloud = self.cloud_server()
         self.with_profile()
-        self.call(*self.ALWAYS_WRITERS[1])
-        self.call("environments", "use", self.url)
-
-    def test_a_change_is_none_the_less_one_where_folders_cannot_be_synced(self):
-
-        def as_a_file(path, flags):
-            walked = os.O_DIRECTORY & flags
-            return os.path.normpath(path) == self.folder and not walked
-
-        for refused in (as_a_file, None):
-            with self.subTest(opened=refused is None), contextlib.ExitStack() as stack:
-                if refused:
-                    stack.enter_context(opening_fails(refused, errno.EACCES))
-                else:
-
-                    def of_files(descriptor, fsync=os.fsync):
-                        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-                            raise OSError(errno.EINVAL, "no folder can be synced")
-                        fsync(descriptor)
-
-                    stack.enter_context(unittest.mock.patch.object(os, "fsync", of_files))
-                result = self.call("environments", "use", llamactl.DEFAULT_API_URL)
-                self.assertEqual(
-                    (result.code, self.call("environments", "use", self.url).code),
-                    (0, 0),
-                    result.err,
-                )
-        self.cloud.reset()
+        self.done("environments use", self.url)
 
     def test_the_disk_is_full_after_so_many_bytes(self):
-        before, size = file_bytes(self.store_path), os.path.getsize(self.store_path)
-        for limit in sorted({0, 1, size // 2, size - 1} | set(range(0, size, 97))):
-            for command in self.ALWAYS_WRITERS[:1] + (
-                ("auth", "token", "--api-key-file", "-"),
-            ):
-                with self.subTest(limit=limit, command=command), file_size_limit(limit):
-                    result = self.call(*command, stdin=KEY.encode())
-                    self.assert_one_error(result, 1, self.store_path)
+        before = file_bytes(self.store_path)
+        for limit in (0, 1, *range(97, len(before), 97), len(before) - 1):
+            with self.subTest(limit):
+                with file_size_limit(limit):
+                    result = self.call(*self.ALWAYS_WRITERS[0])
+                self.assert_one_error(result, 1, self.store_path)
                 self.assertEqual(file_bytes(self.store_path), before)
                 self.assertEqual(self.files(), STORE_FILES)
-        self.assertEqual(self.call(*self.ALWAYS_WRITERS[0]).code, 0)
-
-    def test_a_whole_process_on_a_full_disk(self):
-        with open(os.path.join(self.home, ".env"), "w") as file:
-            file.write("# a long line of mine\n" * 50)
-        before = {path: entry[3] for path, entry in tree(self.home).items()}
-        for blocks, command in ((0, self.ALWAYS_WRITERS[0]), (1, ("auth", "inject"))):
-            with self.subTest(command):
-                limited = [
-                    "sh",
-                    "-c",
-                    'ulimit -f %d; exec "$@"' % blocks,
-                    "sh",
-                    sys.executable,
-                ]
-                process = subprocess.Popen(
-                    limited + ["-B", PROGRAM] + list(command),
-                    env=self.env,
-                    cwd=self.home,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                )
-                out, err = process.communicate()
-                self.assert_one_error(self.note(process.returncode, out, err))
-                after = {path: entry[3] for path, entry in tree(self.home).items()}
-                self.assertEqual(after, before)
+        self.done(*self.ALWAYS_WRITERS[0])
 
     def test_a_full_disk_tears_no_env_file(self):
         path = os.path.join(self.home, ".env")
-        content = b"# mine\n" * 30
-        for before in (content, None):
-            for limit in (0, 1, 50, len(content)):
+        for before in (None, b"# mine\n" * 30):
+            if before:
+                put_file(path, before)
+            for limit in (0, 1, 50, len(before or b"") or 100):
                 with self.subTest(limit=limit, before=before):
-                    if before:
-                        with open(path, "wb") as file:
-                            file.write(before)
-                    with file_size_limit(min(limit, 100) if before is None else limit):
-                        result = self.call("auth", "inject", "--env-file", path)
+                    with file_size_limit(limit):
+                        result = self.call("auth inject --env-file", path)
                     self.assert_one_error(result, 1, path)
                     self.assertEqual(content_of(path), before)
-                    self.assertEqual(
-                        sorted(os.listdir(self.home)),
-                        sorted(["conf"] + [".env"] * bool(before)),
-                    )
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                    left = [".env", "conf"] if before else ["conf"]
+                    self.assertEqual(sorted(os.listdir(self.home)), left)
 
-    def test_nothing_is_asked_of_a_server_before_the_store_is_proven_writable(self):
-        for command in (
-            ("auth", "login"),
-            ("auth", "login", "--start"),
-            ("auth", "token", "--api-key-file", "-"),
-        ):
-            with self.subTest(command), file_size_limit(200):
-                self.assert_one_error(self.call(*command, stdin=KEY.encode()))
-                self.assertEqual(self.cloud.requests, [])
-
-    def test_a_logout_that_cannot_be_stored_ends_nothing_on_the_server(self):
-        login = self.log_in()
-        self.cloud.reset()
-        with file_size_limit(200):
-            for command in (
-                ("auth", "logout", "dev@example.com"),
-                ("auth", "logout", "--all"),
-                ("environments", "delete", self.url),
-            ):
-                with self.subTest(command):
-                    self.assert_one_error(self.call(*command))
-        self.assertEqual([r for r in self.cloud.requests if r.method != "GET"], [])
-        self.assertEqual(self.profiles()["dev@example.com"], login)
-
-    def test_nothing_is_asked_where_no_other_file_can_take_the_stores_place(self):
+    def test_nothing_is_sent_before_the_store_is_proven_writable(self):
+        """Nothing is asked for then, and nothing ended, that could not be stored."""
         self.log_in()
-        before, mode = file_bytes(self.store_path), mode_of(self.store_path)
         self.cloud.reset()
-        for number in (errno.EBUSY, errno.EPERM):
-            failing = unittest.mock.patch.object(
-                os, "replace", side_effect=OSError(number, "no")
-            )
-            for command in (
-                ("auth", "login"),
-                ("auth", "token", "--api-key-file", "-"),
-                ("auth", "logout", "dev@example.com"),
-                ("auth", "logout", "--all"),
+        before = file_bytes(self.store_path)
+        for command in commands(f"""
+            auth login
+            auth login --start
+            auth token --api-key-file -
+            auth logout dev@example.com
+            auth logout --all
+            environments delete {self.url}
+        """):
+            for obstacle in (
+                file_size_limit(200),
+                failing(os, "replace", "EBUSY"),  # the store is mounted
+                failing(os, "replace", "EPERM"),
             ):
-                with self.subTest(command), failing:
+                with self.subTest(command), obstacle:
                     self.assert_one_error(self.call(*command, stdin=KEY.encode()))
-                    self.assertEqual((self.cloud.requests, self.files()), ([], STORE_FILES))
-        inode = os.stat(self.store_path).st_ino
-        llamactl.Store(self.folder, self.fail).check_writable()
-        self.assertNotEqual(os.stat(self.store_path).st_ino, inode)
-        self.assertEqual(
-            (file_bytes(self.store_path), mode_of(self.store_path)), (before, mode)
-        )
+                    self.assertEqual(self.cloud.requests, [])
+                    self.assertEqual(file_bytes(self.store_path), before)
+                    self.assertEqual(self.files(), STORE_FILES)
+
+    def test_the_proof_leaves_no_store_behind(self):
         os.unlink(self.store_path)
-        llamactl.Store(self.folder, self.fail).check_writable()
+        elsewhere = {"LLAMA_CLOUD_BASE_URL": self.url}
+        self.assert_one_error(self.call("auth token", env=elsewhere), 2)
         self.assertEqual(self.files(), ["profiles.json.lock"])
 
     def test_a_folder_that_is_read_only(self):
@@ -5312,63 +5041,38 @@ class FullDiskTest(DiskCase):
 
     def test_no_home(self):
         """Missing, impossible or unknown: reading works, writing says where it failed."""
+        put_file(os.path.join(self.home, "file"), b"not a folder")
         del self.env["LLAMACTL_CONFIG_DIR"]
-        blocked = os.path.join(self.home, "file")
-        with open(blocked, "w") as file:
-            file.write("not a folder")
-        unknown = unittest.mock.patch("pwd.getpwuid", side_effect=KeyError("uid not found"))
-        nothing = contextlib.ExitStack()
-        blocked_home = os.path.join(blocked, "home")
-        cases = (
-            (os.path.join(self.home, "missing", "deep"), nothing, False),
-            (blocked_home, nothing, True),
-            ("relative", nothing, True),
-            (None, unknown, True),
-        )
-        for home, surroundings, fails in cases:
+        missing, blocked = f"{self.home}/missing/deep", f"{self.home}/file/home"
+        for home in (missing, blocked, "relative", None):
             self.env.pop("HOME", None)
             self.env.update({"HOME": home} if home else {})
             before = tree(self.home)
-            with surroundings:
-                for command in self.OFFLINE_READERS[:4] if home != blocked_home else ():
-                    with self.subTest(home=home, command=command):
-                        result = self.call(*command)
-                        self.assertIn(result.code, (0, 4), result.err)
-                        self.assertEqual(tree(self.home), before)
-                with self.subTest(home=home, command="of variables"):
-                    result = self.call("projects", "get", env=self.of_variables())
-                    self.assertEqual(result.code, 0, result.err)
+            with self.subTest(home), unknown_user():
+                for command in self.OFFLINE_READERS[:4] if home != blocked else ():
+                    self.assertIn(self.call(*command).code, (0, 4))
+                self.done("projects get", env=self.of_variables())
+                self.assertEqual(tree(self.home), before)
                 for command in self.ALWAYS_WRITERS:
-                    with self.subTest(home=home, command=command):
-                        result = self.call(*command)
-                        if fails:
-                            self.assert_one_error(result)
-                            self.assertEqual(tree(self.home), before)
-                        else:
-                            self.assertEqual(result.code, 0, result.err)
+                    if home == missing:
+                        self.done(*command)
+                        names = os.listdir(f"{home}/.config/llamactl")
+                        self.assertEqual(sorted(names), STORE_FILES)
+                    else:
+                        self.assert_one_error(self.call(*command))
+                        self.assertEqual(tree(self.home), before)
 
 
-@contextlib.contextmanager
 def mid_change(act):
     """ACT gets the path of each file that is written whole, and not yet in its place."""
     skip_without_paths_of_descriptors()
-    really_sync = os.fsync
 
     def hooked(descriptor):
         path = full_path("", descriptor)
         if "new" in os.path.basename(path):
             act(path)
-        really_sync(descriptor)
 
-    with unittest.mock.patch.object(os, "fsync", hooked):
-        yield
-
-
-def failing(module, name, error):
-    """MODULE's function NAME fails with ERROR, a name such as "EIO"."""
-    number = getattr(errno, error)
-    refusal = OSError(number, os.strerror(number))
-    return unittest.mock.patch.object(module, name, side_effect=refusal)
+    return patched(os, "fsync", hooked)
 
 
 Change = collections.namedtuple("Change", "name command path result lock")
@@ -5393,15 +5097,13 @@ class FileSystemCase(DiskCase):
 
     def start_anew(self):
         """A store with one profile, a .env with a line of somebody's, and nothing else."""
-        for path, entry in tree(self.home).items():
-            if entry[3] is not None:
+        for path, (*_, content) in tree(self.home).items():
+            if content is not None:
                 os.unlink(path)
         self.with_profile()
-        with open(self.env_file.path, "w") as file:
-            file.write("A=1\n")
-        os.chmod(self.env_file.path, 0o600)
+        put_file(self.env_file.path, b"A=1\n")
 
-    def rows(self, *lists):
+    def changes(self, *lists):
         """Each of the two changes with each row of LISTS."""
         return itertools.product((self.store, self.env_file), *lists)
 
@@ -5418,18 +5120,17 @@ class FileSystemCase(DiskCase):
 
     def assert_made(self, change, warnings=0):
         """The change is made, with so many WARNINGS -> these."""
-        result = self.call(*change.command)
-        self.assertEqual(result.code, 0, result.err)
+        told = self.warnings_of(self.done(*change.command))
         self.assertIn(change.result.encode(), file_bytes(change.path))
         self.assertEqual(self.left(), self.LEFT)
-        self.assertEqual(len(self.warnings_of(result)), warnings, result.err)
-        return self.warnings_of(result)
+        self.assertEqual(len(told), warnings, told)
+        return told
 
     def assert_refused(self, change, names, content, *others):
         """An error NAMES something; CONTENT is in the file, and OTHERS lie beside it."""
         self.assert_one_error(self.call(*change.command), 1, names)
         self.assertEqual(file_bytes(change.path), content)
-        self.assertEqual(self.left(), sorted(self.LEFT + list(others)))
+        self.assertEqual(self.left(), sorted([*self.LEFT, *others]))
 
 
 class FileSystemsWithoutLocks(FileSystemCase):
@@ -5444,145 +5145,137 @@ class FileSystemsWithoutLocks(FileSystemCase):
 
     def hold(self, change, word, seconds=0):
         """The lock file of another process with its WORD, made so many SECONDS ago."""
-        with open(change.lock, "w") as file:
-            file.write(word)
+        put_file(change.lock, word)
         made = os.stat(change.lock).st_mtime - seconds
         os.utime(change.lock, (made, made))
 
-    def clock(self, shift):
+    def clock(self, shift, real=time.time):
         """The clock of this machine, not of the file system, is SHIFT seconds ahead."""
-        real = time.time
-        return unittest.mock.patch.object(time, "time", lambda: real() + shift)
+        return patched(time, "time", lambda: real() + shift)
 
     def assert_blocked(self, change, before, word):
         """The lock file with that WORD is named, and stays."""
         self.patch(LOCK_TIMEOUT=0.03)
-        name = os.path.basename(change.lock)
-        self.assert_refused(change, change.lock, before, name)
-        self.assertEqual(file_bytes(change.lock), word.encode())
+        self.assert_refused(change, change.lock, before, os.path.basename(change.lock))
+        self.assertEqual(file_bytes(change.lock), word)
 
     def test_every_change_is_made_and_warned_about_once(self):
-        commands = self.WRITERS + (
-            ("auth", "login", "--project", "proj-alpha"),
-            ("auth", "token", "--api-key", KEY, "--project", "proj-alpha"),
-            ("auth", "logout", "--all"),
-            self.env_file.command,
-        )
-        for error in ("ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL"):
-            for command in commands:
-                with self.subTest(error, command=command):
-                    self.start_anew()
-                    self.flock.side_effect = OSError(getattr(errno, error), "no locks")
-                    result = self.call(*command)
-                    warnings = self.warnings_of(result)
-                    self.assertEqual((result.code, len(warnings)), (0, 1), result.err)
-                    self.assertIn("locks", warnings[0])
-                    self.assertEqual(self.left(), self.LEFT)
+        for change, error in self.changes(("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL")):
+            with self.case(change, error):
+                self.flock.side_effect = OSError(getattr(errno, error), "no locks")
+                self.assertIn("locks", self.assert_made(change, 1)[0])
+        more = commands(f"""
+            auth login --project proj-alpha
+            auth token --api-key {KEY} --project proj-alpha
+            auth logout --all
+        """)
+        for command in self.WRITERS + more:
+            with self.subTest(command):
+                self.start_anew()
+                self.assertEqual(len(self.warnings_of(self.done(*command))), 1)
+                self.assertEqual(self.left(), self.LEFT)
 
     def test_a_lock_file_holds_a_new_word_that_the_new_file_s_name_carries(self):
-        for (change,) in self.rows():
-            seen = []
+        for (change,) in self.changes():
+            words = []
 
-            def look(new, seen=seen, lock=change.lock):
-                seen.append((new.rpartition(".")[2], content_of(lock), mode_of(lock)))
+            def look(new, lock=change.lock, words=words):
+                words.append(new.rpartition(".")[2])
+                self.assertEqual(content_of(lock), words[-1].encode())
+                self.assertEqual(mode_of(lock), "0o600")
 
             for turn in ("first", "second"):
                 with self.case(change, turn), mid_change(look):
                     self.assert_made(change, 1)
-            words = {ending for ending, _, _ in seen}
             self.assertGreater(len(words), 1)
-            self.assertEqual(seen, [(each[0], each[0].encode(), "0o600") for each in seen])
-            self.assertEqual(len(words), len(seen))
+            self.assertEqual(len(set(words)), len(words))
 
     def test_one_younger_than_a_minute_blocks_whatever_time_it_is_here(self):
-        for change, seconds, shift in self.rows((0, 50), (0, 7200, -7200)):
+        for change, seconds, shift in self.changes((0, 50), (0, 7200, -7200)):
             with self.case(change, seconds, shift) as before, self.clock(shift):
-                self.hold(change, "alive", seconds)
+                self.hold(change, b"alive", seconds)
                 with failing(os, "replace", "EIO"):  # it is not even put aside
-                    self.assert_blocked(change, before, "alive")
+                    self.assert_blocked(change, before, b"alive")
 
     def test_an_older_one_is_taken_over_whatever_time_it_is_here(self):
-        for change, seconds, shift in self.rows((70, 100000), (0, 7200, -7200)):
+        for change, seconds, shift in self.changes((70, 100000), (0, 7200, -7200)):
             with self.case(change, seconds, shift), self.clock(shift):
-                self.hold(change, "dead", seconds)
+                self.hold(change, b"dead", seconds)
+                put_file(change.lock.replace("locked", "new.dead"), b"what it wrote")
                 self.assert_made(change, 1)
 
     def test_one_that_goes_meanwhile_is_waited_for(self):
-        for (change,) in self.rows():
-            pauses = []
-
-            def let_go(seconds, pauses=pauses, lock=change.lock):
-                pauses.append(seconds)
-                os.unlink(lock)
-
-            with self.case(change), unittest.mock.patch.object(time, "sleep", let_go):
-                self.hold(change, "alive")
+        for (change,) in self.changes():
+            with self.case(change), patched(time, "sleep") as sleep:
+                sleep.side_effect = lambda seconds, lock=change.lock: os.unlink(lock)
+                self.hold(change, b"alive")
                 self.assert_made(change, 1)
-                self.assertEqual(len(pauses), 1)
+                self.assertEqual(sleep.call_count, 1)
 
     def test_that_of_a_process_that_took_over_first_is_put_back(self):
-        skip_without_paths_of_descriptors()
         really_replace = os.replace
-        for (change,) in self.rows():
+        for (change,) in self.changes():
             seen = []
 
             def replace(source, target, seen=seen, change=change, **folders):
                 path = full_path(source, folders["src_dir_fd"])
                 if path == change.lock and not seen:
                     seen.append(file_bytes(path))
-                    self.hold(change, "faster")
+                    self.hold(change, b"faster")
                 really_replace(source, target, **folders)
 
-            patched = unittest.mock.patch.object(os, "replace", replace)
-            with self.case(change) as before, patched:
-                self.hold(change, "dead", 120)
-                self.assert_blocked(change, before, "faster")
+            with self.case(change) as before, patched(os, "replace", replace):
+                self.hold(change, b"dead", 120)
+                self.assert_blocked(change, before, b"faster")
                 self.assertEqual(seen, [b"dead"])
 
     def test_a_process_that_slept_until_it_was_taken_over_changes_nothing(self):
-        for change, word in self.rows(("other", None)):
+        for change, word in self.changes((b"other", None)):
 
             def take_over(_, change=change, word=word):
                 os.unlink(change.lock)
-                with open(change.path, "wb") as file:
-                    file.write(b"OTHERS=1\n")
+                put_file(change.path, b"OTHERS=1\n")
                 if word:  # else that process is at its end
                     self.hold(change, word)
 
             others = [os.path.basename(change.lock)] if word else []
             with self.case(change, word), mid_change(take_over):
                 self.assert_refused(change, change.path, b"OTHERS=1\n", *others)
-                self.assertEqual(content_of(change.lock), word and word.encode())
+                self.assertEqual(content_of(change.lock), word)
 
     def test_a_change_that_fails_or_is_interrupted_leaves_no_lock_file(self):
         ends = ((OSError(errno.ENOSPC, "full"), 1), (KeyboardInterrupt(), 130))
-        for change, (error, code) in self.rows(ends):
+        for change, (error, code) in self.changes(ends):
             act = unittest.mock.Mock(side_effect=error)
             with self.case(change, code) as before, mid_change(act):
                 self.assertEqual(self.call(*change.command).code, code)
                 self.assertEqual(self.left(), self.LEFT)
                 self.assertEqual(file_bytes(change.path), before)
 
+    def test_a_lock_file_that_cannot_be_written_is_removed(self):
+        for (change,) in self.changes():
+            with self.case(change) as before, failing(os, "write", "ENOSPC"):
+                self.assert_refused(change, change.path, before)
+
     def test_eight_processes_at_once_lose_nothing(self):
         script = (
             "import errno, fcntl, sys\n"
             "def flock(descriptor, operation):\n"
             "    raise OSError(errno.ENOLCK, 'no locks')\n"
-            "fcntl.flock = flock\n" + AS_MAIN + "sys.exit(status)\n"
+            f"fcntl.flock = flock\n{AS_MAIN}sys.exit(status)\n"
         )
-        command = ("auth", "token", "--no-verify", "--project", "proj-alpha", "--api-key")
+        command = "auth token --no-verify --project proj-alpha --api-key llx-CANARY-of-task"
         processes = []
         for number in range(8):
-            argv = command + ("llx-CANARY-0123456789abcdef-%04d" % number,)
-            process = self.spawn(*argv, python=("-c", script), stdin=subprocess.DEVNULL)
+            process = self.spawn(f"{command}-000{number}", python=("-c", script))
             self.addCleanup(process.kill)
             processes.append(process)
         for process in processes:
             out, err = process.communicate(timeout=60)
             result = self.note(process.returncode, out, err)
             self.assertEqual((result.code, len(self.warnings_of(result))), (0, 1), err)
-        names = ["llx-%04d" % number for number in range(8)]
-        self.assertEqual(sorted(self.profiles()), names + ["main"])
+        names = [f"llx-000{number}" for number in range(8)]
+        self.assertEqual(sorted(self.profiles()), [*names, "main"])
         self.assertEqual(self.left(), self.LEFT)
 
 
@@ -5609,14 +5302,9 @@ class FileSystemsWithoutModes(FileSystemCase):
             with file:
                 return io.StringIO(re.sub(" - [^ ]+ ", " - vfat ", file.read()))
 
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(unittest.mock.patch.object(os, "open", opened))
-            stack.enter_context(unittest.mock.patch("builtins.open", mounts))
-            stack.enter_context(failing(os, "fchmod", error))
-            stack.enter_context(failing(os, "chmod", error))
-            yield
-
-    ERRORS = ("EPERM", "ENOTSUP")
+        with patched(os, "open", opened), unittest.mock.patch("builtins.open", mounts):
+            with failing(os, "fchmod", error), failing(os, "chmod", error):
+                yield
 
     def assert_made_with_mode(self, change, error, mode, is_new, warnings=0):
         os.chmod(change.path, mode)
@@ -5627,8 +5315,10 @@ class FileSystemsWithoutModes(FileSystemCase):
                 self.assertIn("others can read " + change.path, warning)
         self.assertEqual(mode_of(change.path), oct(mode))
 
+    ERRORS = ("EPERM", "ENOTSUP")
+
     def test_a_change_is_made_where_nobody_else_can_read_the_file(self):
-        for change, *row in self.rows(self.ERRORS, (0o600, 0o700), (True, False)):
+        for change, *row in self.changes(self.ERRORS, (0o600, 0o700), (True, False)):
             with self.case(change, *row):
                 self.assert_made_with_mode(change, *row)
 
@@ -5638,20 +5328,30 @@ class FileSystemsWithoutModes(FileSystemCase):
                 self.assert_made_with_mode(self.store, *row, warnings=1)
 
     def test_a_file_system_that_cannot_sync_stops_nothing(self):
-        for change, error in self.rows(("EINVAL", "ENOTSUP", "ENOSYS")):
+        for change, error in self.changes(("EINVAL", "ENOTSUP", "ENOSYS")):
             with self.case(change, error), failing(os, "fsync", error):
                 self.assert_made(change)
 
+    def test_a_folder_that_cannot_be_opened_to_be_synced_stops_nothing(self):
+        for (change,) in self.changes():
+            folder = os.path.dirname(change.path)
+
+            def is_synced(path, flags, folder=folder):
+                return path == folder and not flags & os.O_DIRECTORY
+
+            with self.case(change), opening_fails(is_synced, errno.EACCES):
+                self.assert_made(change)
+
     def test_one_without_locks_modes_and_syncs_stops_nothing(self):
-        for (change,) in self.rows():
-            with self.case(change), contextlib.ExitStack() as stack:
-                stack.enter_context(failing(fcntl, "flock", "ENOSYS"))
-                stack.enter_context(failing(os, "fsync", "ENOSYS"))
-                stack.enter_context(self.modes("ENOSYS", 0o600))
-                self.assert_made(change, 1)
+        for (change,) in self.changes():
+            without_locks = failing(fcntl, "flock", "ENOSYS")
+            without_sync = failing(os, "fsync", "ENOSYS")
+            with self.case(change), without_locks, without_sync:
+                with self.modes("ENOSYS", 0o600):
+                    self.assert_made(change, 1)
 
     def test_a_sync_that_fails_stops_a_change(self):
-        for change, error in self.rows(("EIO", "ENOSPC", "EDQUOT")):
+        for change, error in self.changes(("EIO", "ENOSPC", "EDQUOT")):
             with self.case(change, error) as before, failing(os, "fsync", error):
                 self.assert_refused(change, change.path, before)
 
@@ -8878,128 +8578,107 @@ class IdToken(unittest.TestCase):
 
     NOW = 1000000
     GOOD = {"iss": "https://id", "aud": "me", "sub": "u", "exp": NOW + 60}
+    # what the claims are in place of these; null is none
+    ACCEPTED = """
+        {}
+        {"exp": 999881}
+        {"exp": 1000000.5}
+        {"aud": ["me"]}
+        {"azp": "me"}
+        {"aud": ["me", "you"], "azp": "me"}
+        {"aud": ["you", "me"]}
+        {"nonce": "n", "iat": 5, "email": null}
+    """
+    REFUSED = """
+        issuer is None, not https://id           {"iss": null}
+        issuer is .*, not https://id             {"iss": ["https://id"]}
+        issuer is HTTPS://id, not https://id     {"iss": "HTTPS://id"}
+        audience is you, not me                  {"aud": "you"}
+        audience is None, not me                 {"aud": null}
+        audience is .*, not me                   {"aud": []}
+        audience is me too, not me               {"aud": "me too"}
+        audience is .*, not me                   {"aud": {"me": 1}}
+        audience is .*, not me                   {"aud": ["you"], "azp": "me"}
+        party is you, not me                     {"aud": ["me", "you"], "azp": "you"}
+        party is you, not me                     {"azp": "you"}
+        expired at 999879, .* clock .* 1000000   {"exp": 999879}
+        expired at None                          {"exp": null}
+        expired at 9999999999                    {"exp": "9999999999"}
+        expired at True                          {"exp": true}
+        expired at                               {"exp": [1000060]}
+        expired at -1e\\+300                      {"exp": -1e300}
+        not a JWT                                {"exp": NaN}
+        not a JWT                                {"exp": Infinity}
+        no user                                  {"sub": null}
+        no user                                  {"sub": ""}
+        no user                                  {"sub": 7}
+        no user                                  {"sub": ["u"]}
+    """
+    ENTRA = "https://login.example/{tenantid}/v2.0"
+    TENANT = "https://login.example/t-1/v2.0"
 
     def read(self, token, issuer="https://id"):
-        provider = {
-            "issuer": issuer,
-            "client_id": "me",
-            "token_endpoint": "https://id/token",
-            "revocation_endpoint": None,
-        }
+        provider = {"issuer": issuer, "client_id": "me"}
         return llamactl.read_user(token, provider, self.NOW)
 
-    def test_claims_that_are_accepted(self):
-        for changes in (
-            {},
-            {"exp": self.NOW - 119},
-            {"exp": self.NOW + 0.5},
-            {"aud": ["me"]},
-            {"azp": "me"},
-            {"aud": ["me", "you"], "azp": "me"},
-            {"aud": ["you", "me"]},
-            {"iss": "https://id/"},
-            {"nonce": "n", "iat": 5, "email": None},
-        ):
-            with self.subTest(changes=changes):
-                self.assertEqual(self.read(jwt(merged(self.GOOD, changes))).sub, "u")
+    def assert_refused(self, words, token, issuer="https://id"):
+        with self.assertRaisesRegex(llamactl.Failure, words):
+            self.read(token, issuer)
 
-    def test_issuers(self):
-        for issuer, claims in (
-            ("https://id/", {}),
-            ("https://id", {"iss": "https://id/"}),
-            (
-                "https://login.example/{tenantid}/v2.0",
-                {"iss": "https://login.example/t-1/v2.0", "tid": "t-1"},
-            ),
-        ):
-            with self.subTest(issuer=issuer, claims=claims):
-                user = self.read(jwt(dict(self.GOOD, **claims)), issuer)
-                self.assertEqual(user.issuer, claims.get("iss", "https://id").rstrip("/"))
-        for issuer, claims in (
-            ("https://id//", {}),
-            ("https://id/a", {}),
-            (
-                "https://login.example/{tenantid}/v2.0",
-                {"iss": "https://login.example/t-1/v2.0", "tid": "t-2"},
-            ),
-            (
-                "https://login.example/{tenantid}/v2.0",
-                {"iss": "https://login.example/t-1/v2.0"},
-            ),
-        ):
-            with self.subTest(issuer=issuer, claims=claims):
-                with self.assertRaises(llamactl.Failure) as caught:
-                    self.read(jwt(dict(self.GOOD, **claims)), issuer)
-                for value in (issuer, claims.get("iss", "https://id")):
-                    self.assertIn(value, caught.exception.message)
+    def test_claims_that_are_accepted(self):
+        for row in self.ACCEPTED.strip().splitlines():
+            with self.subTest(row):
+                claims = merged(self.GOOD, json.loads(row))
+                self.assertEqual(self.read(jwt(claims)).sub, "u")
 
     def test_claims_that_are_refused(self):
-        for changes in (
-            {"iss": None},
-            {"iss": ["https://id"]},
-            {"iss": "HTTPS://id"},
-            {"aud": "you"},
-            {"aud": None},
-            {"aud": []},
-            {"aud": "me too"},
-            {"aud": {"me": 1}},
-            {"aud": ["me", "you"], "azp": "you"},
-            {"azp": "you"},
-            {"aud": ["you"], "azp": "me"},
-            {"exp": self.NOW - 121},
-            {"exp": None},
-            {"exp": "9" * 10},
-            {"exp": True},
-            {"exp": float("nan")},
-            {"exp": float("inf")},
-            {"exp": [self.NOW + 60]},
-            {"exp": -(10**400)},
-            {"sub": None},
-            {"sub": ""},
-            {"sub": 7},
-            {"sub": ["u"]},
+        for row in self.REFUSED.strip().splitlines():
+            with self.subTest(row):
+                words, changes = re.split(" {2,}(?={)", row.strip())
+                self.assert_refused(words, jwt(merged(self.GOOD, json.loads(changes))))
+
+    def test_issuers(self):
+        for is_accepted, issuer, iss, tid in (
+            (True, "https://id/", "https://id", None),
+            (True, "https://id", "https://id/", None),
+            (True, self.ENTRA, self.TENANT, "t-1"),
+            (False, "https://id//", "https://id", None),
+            (False, "https://id/a", "https://id", None),
+            (False, self.ENTRA, self.TENANT, "t-2"),
+            (False, self.ENTRA, self.TENANT, None),
+            (False, self.ENTRA, self.TENANT, 1),
         ):
-            with self.subTest(changes=changes):
-                with self.assertRaises(llamactl.Failure):
-                    self.read(jwt(merged(self.GOOD, changes)))
+            with self.subTest(issuer=issuer, iss=iss, tid=tid):
+                token = jwt(merged(self.GOOD, {"iss": iss, "tid": tid}))
+                if is_accepted:
+                    self.assertEqual(self.read(token, issuer).issuer, iss.rstrip("/"))
+                else:
+                    self.assert_refused(f"is {iss}, not {re.escape(issuer)}", token, issuer)
 
     def test_shapes(self):
-        def text(value):
-            return b64url(
-                value if isinstance(value, bytes) else json.dumps(value).encode("ascii")
-            )
-
-        for name, token in (
-            ("a number", 7),
-            ("a list", [jwt(self.GOOD)]),
-            ("empty", ""),
-            ("two segments", "a." + text(self.GOOD)),
-            ("five segments", "a.b.c.d.e"),
-            ("broken base64", "a.%%%.c"),
-            ("one character", "a.A.c"),
-            ("not ASCII", "a.\u00e9.c"),
-            ("no JSON", "a." + text(b"{") + ".c"),
-            ("not UTF-8", "a." + text(b'{"sub": "\xff"}') + ".c"),
-            ("a list of claims", "a." + text([self.GOOD]) + ".c"),
-            ("null", "a." + text(None) + ".c"),
-            ("deep claims", "a." + text(b"[" * 100000 + b"]" * 100000) + ".c"),
-            (
-                "a number of 100,000 digits",
-                "a."
-                + text(
-                    json.dumps(self.GOOD)[:-1].encode() + b', "x": ' + b"9" * 100000 + b"}"
-                )
-                + ".c",
-            ),
+        for token in (
+            7,
+            [jwt(self.GOOD)],
+            "",
+            "a.e30",
+            "a.b.c.d.e",
+            "a.%%%.c",
+            "a.A.c",
+            "a.\u00e9.c",
         ):
-            with self.subTest(name):
-                started = time.monotonic()
-                with self.assertRaises(llamactl.Failure) as caught:
-                    self.read(token)
-                self.assertIn("not a JWT", caught.exception.message)
-                self.assertLess(time.monotonic() - started, 5)
-        with self.assertRaisesRegex(llamactl.Failure, "no ID token.*openid"):
-            self.read(None)
+            with self.subTest(token):
+                self.assert_refused("not a JWT", token)
+        for claims in (
+            b"{",
+            b'{"sub": "\xff"}',
+            b"[{}]",
+            b"null",
+            b"[" * 100000 + b"]" * 100000,
+            b'{"x": ' + b"9" * 100000 + b"}",
+        ):
+            with self.subTest(claims[:20]):
+                self.assert_refused("not a JWT", f"a.{b64url(claims)}.c")
+        self.assert_refused("no ID token.*openid", None)
 
 
 class LyingProvider(NetworkCase):
@@ -9010,41 +8689,17 @@ class LyingProvider(NetworkCase):
         self.cloud.interval = 0.001
         self.with_profile()
 
-    def refused(self, code=None):
+    def refused(self, code=5, sent=API_KEYS):
+        """The one line of a login that ends with CODE, before anything is SENT there."""
         self.cloud.reset()
         error = self.fails(*LOGIN, code=code)
-        self.assertEqual(0, self.cloud.count("POST", API_KEYS))
-        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+        self.assertEqual(self.cloud.count("POST", sent), 0)
         return error
 
-    def accepted(self):
-        self.cloud.reset()
-        self.succeeds(*LOGIN)
-        self.assertIn("dev@example.com", self.profiles())
-        self.cloud.keys = {KEY: self.cloud.keys[KEY], OTHER_KEY: self.cloud.keys[OTHER_KEY]}
-        self.with_profile()
-
-    def test_an_id_token_that_is_refused(self):
-        """One of each kind through the real flow; IdToken has them all."""
-        for claims, words in (
-            ({"iss": ELSEWHERE}, ELSEWHERE + ".*" + self.url + "/oidc"),
-            ({"aud": "another"}, "another.*llamactl-cli"),
-            ({"azp": "another"}, "another.*llamactl-cli"),
-            ({"exp": 1}, "clock"),
-            ({"sub": None}, "user"),
-        ):
-            with self.subTest(claims=claims):
-                self.cloud.id_token_claims = claims
-                self.assertRegex(self.refused(1), words)
-        self.cloud.id_token_claims = {}
-        for make, words in (
-            (lambda claims: None, "no ID token"),
-            (lambda claims: 7, "JWT"),
-        ):
-            self.cloud.id_token_override = make
-            self.assertRegex(self.refused(1), words)
-        self.cloud.id_token_override = None
-        self.accepted()
+    def test_an_id_token_of_another_issuer(self):
+        """That others are refused, and why: IdToken."""
+        self.cloud.id_token_claims = {"iss": ELSEWHERE}
+        self.assertRegex(self.refused(1), f"{ELSEWHERE}.*{self.url}/oidc")
 
     def test_token_answers(self):
         for body in (
@@ -9057,76 +8712,32 @@ class LyingProvider(NetworkCase):
         ):
             with self.subTest(body=body):
                 self.cloud.token_script = [(200, body)]
-                self.refused()
+                self.refused(None)
 
     def test_keys_that_cannot_be_keys(self):
         for key in ("", "a b", "two\nlines", "\u00e9", 7, None, ["x"]):
             with self.subTest(key=key):
-                self.cloud.fault(
-                    API_KEYS, "wrong_shape", body={"id": "key-1", "redacted_api_key": key}
-                )
-                self.fails(*LOGIN)
                 self.cloud.reset()
+                body = {"id": "key-1", "redacted_api_key": key}
+                self.cloud.fault(API_KEYS, "wrong_shape", body=body)
+                self.fails(*LOGIN)
 
     def test_device_answers(self):
-        for name in ("device_code", "user_code", "verification_uri"):
-            for value in (None, "", 7, ["x"]):
-                with self.subTest(name=name, value=value):
-                    self.cloud.device_answer = {name: value}
-                    self.refused(5)
-                    self.assertEqual(0, self.cloud.count("POST", TOKEN))
+        names = ("device_code", "user_code", "verification_uri")
+        for name, value in itertools.product(names, (None, "", 7, ["x"])):
+            with self.subTest(name=name, value=value):
+                self.cloud.device_answer = {name: value}
+                self.refused(sent=TOKEN)
 
     def test_expires_in(self):
         for value in (0, -1, "soon", None, float("nan"), True, [600], float("-inf")):
             with self.subTest(expires_in=value):
                 self.cloud.device_answer = {"expires_in": value}
-                started = time.monotonic()
-                self.refused()
-                self.assertEqual(0, self.cloud.count("POST", TOKEN))
-                self.assertLess(time.monotonic() - started, 5)
+                self.refused(sent=TOKEN)
         for value in (10**12, 10**30, 600.5):
             with self.subTest(expires_in=value):
                 self.cloud.device_answer = {"expires_in": value}
-                self.accepted()
-
-    def test_hostile_addresses(self):
-        browser = unittest.mock.Mock()
-        browser.open.return_value, browser.name = True, "firefox"
-        for address, opened in (
-            ("javascript:alert(1)", 0),
-            ("file:///etc/passwd", 0),
-            ("data:text/html,x", 0),
-            ("https://id.invalid/\x1b[2J\x1b]0;x\x07", 0),
-            ("https://id.invalid/ --new", 0),
-            ("--remote=https://id.invalid/", 0),
-            ("https://id.invalid/\u202egpj", 0),
-            ("https://id.invalid/device", 1),
-        ):
-            with self.subTest(address=address):
-                self.cloud.device_answer = {
-                    "verification_uri": address,
-                    "verification_uri_complete": None,
-                }
-                browser.open.reset_mock()
-                with unittest.mock.patch("webbrowser.get", return_value=browser):
-                    result = self.call(*LOGIN, env={"DISPLAY": ":0"})
-                self.assertEqual(opened, browser.open.call_count)
-                self.assertNotRegex(result.out + result.err, "[\x00-\x09\x0b-\x1f\u202e]")
-                self.cloud.device_answer["verification_uri_complete"] = address
-                self.cloud.device_answer["verification_uri"] = "https://id.invalid/device"
-                browser.open.reset_mock()
-                with unittest.mock.patch("webbrowser.get", return_value=browser):
-                    self.call(*LOGIN, env={"DISPLAY": ":0"})
-                for call in browser.open.call_args_list:
-                    self.assertEqual(
-                        address if opened else "https://id.invalid/device", call[0][0]
-                    )
-
-    def test_a_user_code_with_escapes(self):
-        self.cloud.device_answer = {"user_code": "AB\x1b[8mCD\r\nerror: x\u200b"}
-        result = self.call(*LOGIN)
-        self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u200b]")
-        self.assertNotRegex(result.err, "(?m)^error:")
+                self.succeeds(*LOGIN)
 
 
 # ========================================================================================
