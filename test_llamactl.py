@@ -5671,7 +5671,7 @@ class FileSystemsWithoutModes(FileSystemCase):
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 ANN, MALLORY = 54321, 54322  # uids that nobody has
-USERS = {0: "root", 1001: "image", ANN: "ann", MALLORY: "mallory"}
+USERS = {"root": 0, "image": 1001, "ann": ANN, "mallory": MALLORY}
 ACL = "system.posix_acl_access"
 # as the kernel stores it: a tag, permissions and a uid by turns; the owner rw, the user
 # MALLORY r, the group nothing, the mask r, others nothing
@@ -5685,7 +5685,7 @@ def split_rows(text):
 
 
 class TwoAccounts(DiskCase):
-    """Folders and files of several users; commands run as any of them."""
+    """Places with files of several users; commands run as any of them."""
 
     # what a user could not import later: the interpreter may be root's alone
     PRELOADED = "difflib encodings.utf_8_sig getpass pwd shlex traceback"
@@ -5698,19 +5698,18 @@ class TwoAccounts(DiskCase):
             importlib.import_module(module)
         self.url = "https://m.example"
         self.with_profile()
-        self.a_store = file_bytes(self.store_path).decode()
+        self.store_content = file_bytes(self.store_path).decode()
         os.chmod(self.home, 0o755)
 
     def make(self, files):
-        """A new place with FILES, a row each: path, owner, mode, content.
+        """A new place with FILES; a row has a path, an owner or owner:group, mode, content.
 
-        A folder ends with a slash; -> leads a link to a file, = is another name of one.
-        The owner may have a group; STORE is a store with a profile.
+        A folder ends with a slash; in place of the mode, -> makes a link, = a hard link.
+        STORE is the content of a store with a profile.
         """
         self.place = tempfile.mkdtemp(dir=self.home)
         os.chmod(self.place, 0o755)
         self.folder = self.env["LLAMACTL_CONFIG_DIR"] = self.path("conf")
-        uids = {name: uid for uid, name in USERS.items()}
         for name, owner, mode, *words in split_rows(files):
             path, content = self.path(name), " ".join(words)
             user, _, group = owner.partition(":")
@@ -5722,13 +5721,13 @@ class TwoAccounts(DiskCase):
                 os.makedirs(path, exist_ok=True)
             else:
                 with open(path, "w") as file:
-                    file.write(content.replace("STORE", self.a_store))
-            os.lchown(path, uids[user], uids[group or user])
+                    file.write(content.replace("STORE", self.store_content))
+            os.lchown(path, USERS[user], USERS[group or user])
             if mode.isdigit():
                 os.chmod(path, int(mode, 8))
 
     def places(self, table):
-        """Make the places of TABLE, which blank lines part, one after the other."""
+        """Make one place after the other; a blank line of TABLE ends each."""
         for files in table.split("\n\n"):
             self.make(files)
             yield files
@@ -5737,23 +5736,35 @@ class TwoAccounts(DiskCase):
         return os.path.join(self.place, name)
 
     def listing(self):
-        """The rows of what is in the place; KEY stands for what a command wrote."""
+        """All that is in the place, in rows; KEY is the content where a key was added."""
+        names = {uid: name for name, uid in USERS.items()}
         rows = []
         for path, (_, _, _, content) in tree(self.place).items():
             status = os.lstat(path)
-            owner, group = USERS[status.st_uid], USERS[status.st_gid]
+            name = os.path.relpath(path, self.place)
+            owner, group = names[status.st_uid], names[status.st_gid]
+            text = content or ""
+            if content is None:
+                name += "/"
+            elif isinstance(content, bytes):
+                text = content.decode()
+            if KEY in text and text != self.store_content:
+                text = "KEY"
             if group != owner:
                 owner += ":" + group
-            text = content.decode() if isinstance(content, bytes) else content
-            if text and KEY in text and text != self.a_store:
-                text = "KEY"
-            name = os.path.relpath(path, self.place) + "/" * (text is None)
-            row = [name, owner, f"{stat.S_IMODE(status.st_mode):o}", text]
-            rows.append([word for word in row if word])
+            mode = f"{stat.S_IMODE(status.st_mode):o}"
+            rows.append(f"{name} {owner} {mode} {text}".split())
         return sorted(rows)
 
+    def assert_place(self, rows):
+        """All that is in the place is ROWS."""
+        self.assertEqual(self.listing(), sorted(split_rows(rows)))
+
     def call_as(self, uid, command, cwd="", gid=None, **options):
-        """The command in CWD with the effective ids UID and GID, and no other groups."""
+        """The command with the effective ids UID and GID (else the same), no other groups.
+
+        CWD is a folder of the place.
+        """
         here, groups = os.getcwd(), os.getgroups()
         os.chdir(self.path(cwd))
         try:
@@ -5768,14 +5779,14 @@ class TwoAccounts(DiskCase):
             os.chdir(here)
 
     def done_as(self, uid, command, after, **options):
-        """A command that leaves AFTER, the rows of the whole place -> its stderr."""
+        """The command succeeds, and AFTER is all that is in the place -> its stderr."""
         result = self.call_as(uid, command, **options)
         self.assertEqual(result.code, 0, result.err)
-        self.assertEqual(self.listing(), sorted(split_rows(after)))
+        self.assert_place(after)
         return result.err
 
     def refused(self, uid, command, message, **options):
-        """A command that fails with MESSAGE and changes nothing -> its stderr."""
+        """The command fails with MESSAGE, and the place is as before -> its stderr."""
         before = self.listing()
         result = self.call_as(uid, command, **options)
         self.assert_one_error(result, 1, message)
@@ -5794,16 +5805,17 @@ class WhoseEnv(TwoAccounts):
 
     def test_root_writes_a_service_users_file_only_where_it_is_named(self):
         """It stays or becomes that user's, and is said to be."""
-        for folder, before, after in (
-            ("d/ mallory 755", "", "600"),
-            ("d/ mallory 755", "d/.env mallory 600 A=1", "600"),
-            ("d/ root 755", "d/.env mallory 640 A=1", "640"),
+        for folder, before, mode in (
+            ("d/ mallory 755", "", 600),
+            ("d/ mallory 755", "d/.env mallory 600 A=1", 600),
+            ("d/ root 755", "d/.env mallory 640 A=1", 640),
         ):
             with self.subTest(folder, before=before):
                 self.make(f"{folder}\n{before}")
-                err = self.refused(0, "auth inject", f"belongs to uid {MALLORY}", cwd="d")
+                message = f"belongs to uid {MALLORY}"
+                err = self.refused(0, "auth inject", message, cwd="d")
                 self.assertIn(f"auth inject --env-file {self.place}/d/.env\n", err)
-                after = f"{folder}\nd/.env mallory {after} KEY"
+                after = f"{folder}\nd/.env mallory {mode} KEY"
                 err = self.done_as(0, self.NAMED, after)
                 self.assertIn(f"d/.env, owned by uid {MALLORY} written", err)
 
@@ -5815,7 +5827,7 @@ class WhoseEnv(TwoAccounts):
             d/new/app.env  mallory  600  KEY"""
         self.done_as(0, "auth inject --env-file d/new/app.env", after)
 
-    def test_root_names_a_file_in_a_users_folder_that_is_not_that_users_alone(self):
+    def test_root_writes_no_file_in_a_users_folder_that_is_not_that_users_alone(self):
         for files in self.places("""
             d/        mallory  755
             d/.env    root     644  log
@@ -5836,8 +5848,8 @@ class WhoseEnv(TwoAccounts):
             with self.subTest(files):
                 self.refused(0, self.NAMED, "d/.env")
 
-    def test_root_in_a_folder_of_its_own_that_is_everybodys(self):
-        """What another user planted there is refused, though root names it in full."""
+    def test_root_writes_nothing_that_was_planted_in_a_folder_of_everybody(self):
+        """The folder is root's own, and root names the file."""
         for mode in (1777, 777):
             for files in self.places(f"""
                 d/      root     {mode}
@@ -5855,7 +5867,7 @@ class WhoseEnv(TwoAccounts):
                 with self.subTest(files):
                     self.refused(0, self.NAMED, f"belongs to uid {MALLORY}")
 
-    def test_a_user_meets_files_and_links_of_another(self):
+    def test_a_user_writes_no_file_and_follows_no_link_of_another(self):
         for files in self.places("""
             d/                    root     1777
             d/.env                mallory  666   A=1
@@ -5891,7 +5903,7 @@ class WhoseEnv(TwoAccounts):
         self.make("d/ ann 555\nd/.env root 666 A=1\nd/x root = d/.env")
         self.refused(ANN, "auth inject", "has another hard link", cwd="d")
 
-    def test_a_file_that_others_can_read_is_put_in_the_place_of_one_they_cannot(self):
+    def test_a_readable_file_put_in_the_place_of_a_private_one_is_not_written(self):
         """Mallory may write to the folder, and moves a file of ann's there meanwhile."""
         really_lock = llamactl.try_lock
 
@@ -5905,11 +5917,10 @@ class WhoseEnv(TwoAccounts):
                 self.make(f"d/ root 777\nd/README ann 644 text\n{before}")
                 result = self.call_as(ANN, "auth inject", cwd="d")
                 self.assert_one_error(result, 1, "others put another file in the place")
-                after = split_rows("d/ root 777\nd/.env ann 644 text")
-                self.assertEqual(self.listing(), sorted(after))
+                self.assert_place("d/ root 777\nd/.env ann 644 text")
 
-    def test_openshift(self):
-        """A random uid of group 0 in folders that the image gave to that group."""
+    def test_a_random_uid_of_group_0_writes_where_that_group_may(self):
+        """As OpenShift runs a container, in folders that its image made."""
         folder = "d/ image:root 775\n"
         for before, mode in (("", 600), ("d/.env image:root 660 A=1", 660)):
             with self.subTest(before):
@@ -5919,7 +5930,7 @@ class WhoseEnv(TwoAccounts):
                 self.assertNotIn("warning", err)
 
     def make_shared(self, name, *attributes):
-        """Ann's .env; NAME, which is that or its folder, has the extended ATTRIBUTES."""
+        """Ann's .env; NAME, the file or its folder, has the extended ATTRIBUTES."""
         self.make("d/ ann 755\nd/.env ann 600 A=1")
         try:
             for attribute in attributes:
@@ -5928,7 +5939,7 @@ class WhoseEnv(TwoAccounts):
             self.skipTest(f"no ACL on this file system: {error}")
 
     def inject_with_mode(self, mode):
-        """-> the names of the file's extended attributes."""
+        """Written, the file has MODE -> the names of its extended attributes."""
         self.done_as(ANN, "auth inject", f"d/ ann 755\nd/.env ann {mode} KEY", cwd="d")
         return os.listxattr(self.path("d/.env"))
 
@@ -5954,7 +5965,6 @@ class WhoseStore(TwoAccounts):
     """behaviour.md, "Whose files"."""
 
     ADD = f"auth token --no-verify --api-key {KEY} --project proj-alpha"
-    AT_ANNS = {"LLAMACTL_CONFIG_DIR": "ann/conf"}
     BY_ROOT = f"belongs to uid {ANN}; working there as uid {ANN}\n"
 
     def test_a_strangers_store_is_refused(self):
@@ -6096,7 +6106,7 @@ class WhoseStore(TwoAccounts):
             ann/conf/profiles.json  ann      ->   profiles.json"""):
             for command in ("auth get", self.ADD, "auth logout --all"):
                 with self.subTest(files, command=command):
-                    self.refused(0, command, "", env=self.AT_ANNS)
+                    self.refused(0, command, "", env={"LLAMACTL_CONFIG_DIR": "ann/conf"})
 
     def test_root_that_cannot_become_the_user_changes_nothing(self):
         self.make("ann/ ann 700")
@@ -6214,7 +6224,7 @@ class EnvFile(DiskCase):
         return result.err
 
     def refused(self, path=None, names="app.env"):
-        """An error NAMES something, and nothing is another than before."""
+        """An error NAMES something, and every file is as before."""
         before = tree(self.home)
         self.assert_one_error(
             self.call("auth inject --env-file", path or self.path), 1, names
@@ -6251,6 +6261,7 @@ class EnvFile(DiskCase):
                     self.assertNotIn("warning", self.inject(path))
                 self.assertEqual(file_bytes(path), self.lines)
                 self.assertEqual(mode_of(path), "0o600")
+                self.assertEqual(mode_of(os.path.dirname(path)), "0o700")
 
     def test_the_mode_is_kept_and_one_that_lets_others_read_is_warned_about(self):
         bits_of_others = 0o066 if has_a_shared_group() else 0o006
