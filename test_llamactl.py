@@ -5929,6 +5929,10 @@ class WhoseEnv(TwoAccounts):
                 err = self.done_as(ANN, "auth inject", after, cwd="d", gid=0)
                 self.assertNotIn("warning", err)
 
+    def test_the_group_of_a_file_is_kept(self):
+        self.make("d/ root 755\nd/.env root:mallory 640 A=1")
+        self.done_as(0, self.NAMED, "d/ root 755\nd/.env root:mallory 640 KEY")
+
     def make_shared(self, name, *attributes):
         """Ann's .env; NAME, the file or its folder, has the extended ATTRIBUTES."""
         self.make("d/ ann 755\nd/.env ann 600 A=1")
@@ -6035,10 +6039,10 @@ class WhoseStore(TwoAccounts):
         """Who would else be locked out."""
         self.make("ann/ ann 700")
         after = """
-            ann/                         ann  700
-            ann/new/                     ann  700
-            ann/new/conf/                ann  700
-            ann/new/conf/profiles.json   ann  600  KEY
+            ann/                             ann  700
+            ann/new/                         ann  700
+            ann/new/conf/                    ann  700
+            ann/new/conf/profiles.json       ann  600  KEY
             ann/new/conf/profiles.json.lock  ann  600"""
         env = {"LLAMACTL_CONFIG_DIR": "ann/new/conf"}
         for uid in (0, 0, ANN):
@@ -6338,9 +6342,8 @@ class EnvFile(DiskCase):
                 inode = os.stat(self.path).st_ino
                 self.assertRegex(self.inject(), "warning: .*app.env.*crash")
                 self.assertEqual(file_bytes(self.path), self.lines)
-                self.assertEqual(
-                    (os.stat(self.path).st_ino, mode_of(self.path)), (inode, "0o640")
-                )
+                self.assertEqual(os.stat(self.path).st_ino, inode)
+                self.assertEqual(mode_of(self.path), "0o640")
                 self.assertEqual(sorted(os.listdir(self.home)), ["app.env", "conf"])
         self.write()
         with failing(os, "replace", "ENOSPC"):
