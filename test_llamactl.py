@@ -6165,7 +6165,9 @@ class WhoseStore(TwoAccounts):
             ann:mallory  770  ann          600  write  go-w
             ann          770  ann          600
             ann:root     770  ann          600
-            ann          702  ann          600  write  go-w""".strip().splitlines():
+            ann          702  ann          600  write  go-w
+            ann         1777  ann          600  write  go-w
+            root        1777  ann          600""".strip().splitlines():
             folder, folder_mode, owner, mode, *fix = row.split()
             with self.subTest(row):
                 self.make(f"""
