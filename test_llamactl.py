@@ -5362,708 +5362,537 @@ class FileSystemsWithoutModes(FileSystemCase):
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 ANN, MALLORY = 54321, 54322  # uids that nobody has
-set_groups = getattr(os, "setgroups", None)  # as it is where a test replaces it
+USERS = {"root": 0, "image": 1001, "ann": ANN, "mallory": MALLORY}
 ACL = "system.posix_acl_access"
-
-
-def acl(*entries):
-    """A POSIX ACL as the kernel stores it; an entry is (tag, permissions, uid or gid)."""
-    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in entries)
-
-
-# its owner rw, the user MALLORY r, the group nothing, the mask r, others nothing
-SHARED_WITH_MALLORY = acl(
-    (0x01, 6, 0xFFFFFFFF),
-    (0x02, 4, MALLORY),
-    (0x04, 0, 0xFFFFFFFF),
-    (0x10, 4, 0xFFFFFFFF),
-    (0x20, 0, 0xFFFFFFFF),
+# as the kernel stores it: a tag, permissions and a uid by turns; the owner rw, the user
+# MALLORY r, the group nothing, the mask r, others nothing
+SHARED_WITH_MALLORY = struct.pack(
+    "<I" + 5 * "HHi", 2, 1, 6, -1, 2, 4, MALLORY, 4, 0, -1, 16, 4, -1, 32, 0, -1
 )
 
 
+def split_rows(text):
+    return [row.split() for row in text.strip().splitlines()]
+
+
 class TwoAccounts(DiskCase):
-    """Folders and files of several users; commands run as any of them."""
+    """Places with files of several users; commands run as any of them."""
+
+    # what a user could not import later: the interpreter may be root's alone
+    PRELOADED = "difflib encodings.utf_8_sig getpass pwd shlex traceback"
 
     def setUp(self):
         if not ROOT:
             self.skipTest("needs root, to be two users")
         super().setUp()
-        self.start_anew()
-
-    # what a child that is not root could not import: the interpreter may be root's alone
-    PRELOADED = ("difflib", "encodings.utf_8_sig", "getpass", "pwd", "shlex", "traceback")
-
-    def start_anew(self):
-        """An empty place for the next case, with the store's folder in it."""
-        self.place = tempfile.mkdtemp(dir=self.home)
-        for folder in (self.home, self.place):
-            os.chmod(folder, 0o755)
-        self.folder = os.path.join(self.place, "conf")
-        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
-
-    def make(self, path, owner=0, mode=0o600, content=None, target=None, group=None):
-        """A file with CONTENT, a link to TARGET, else a folder, of OWNER's."""
-        path = os.path.join(self.place, path)
-        if target is not None:
-            os.symlink(os.path.join(self.place, target), path)
-        elif content is None:
-            os.mkdir(path)
-        else:
-            with open(path, "wb") as file:
-                file.write(content)
-        os.chown(path, owner, owner if group is None else group, follow_symlinks=False)
-        if target is None:
-            os.chmod(path, mode)
-        return path
-
-    def make_two(self, path, other, owner):
-        """A file of OWNER's that has two names."""
-        os.link(self.make(path, owner, 0o600, b"A=1\n"), os.path.join(self.place, other))
-
-    def call_as(self, uid, *argv, gid=None, cwd=None, **options):
-        """The command run as UID, with GID and no other groups, by a process of its own."""
-        for module in self.PRELOADED:
+        for module in self.PRELOADED.split():
             importlib.import_module(module)
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.chdir(cwd or self.place)
-                set_groups([])
-                os.setresgid(*[uid if gid is None else gid] * 3)
-                os.setresuid(uid, uid, uid)
-                result = list(self.call(*argv, **options))
-            except BaseException as error:
-                result = [-1, "", repr(error)]
-            os.write(write, json.dumps(result).encode("ascii"))
-            os._exit(0)
-        os.close(write)
-        os.waitpid(child, 0)
-        with open(read, "rb") as pipe:
-            result = Result(*load(pipe.read().decode("ascii")))
-        return self.note(result.code, result.out.encode(), result.err.encode())
+        self.url = "https://m.example"
+        self.with_profile()
+        self.store_content = file_bytes(self.store_path).decode()
+        os.chmod(self.home, 0o755)
 
-    def owner(self, path):
-        status = os.lstat(os.path.join(self.place, path))
-        return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+    def make(self, files):
+        """A new place with FILES; a row has a path, an owner or owner:group, mode, content.
 
-    def refused(self, result, *names):
-        """One error line with NAMES, and no key in any file but the store."""
-        self.assert_one_error(result, 1)
-        for name in names:
-            self.assertIn(name, result.err)
-        for path, (_, _, _, content) in tree(self.home).items():
-            if "profiles.json" not in path and isinstance(content, bytes):
-                self.assertNotIn(KEY.encode(), content, path)
+        A folder ends with a slash; in place of the mode, -> makes a link, = a hard link.
+        STORE is the content of a store with a profile.
+        """
+        self.place = tempfile.mkdtemp(dir=self.home)
+        os.chmod(self.place, 0o755)
+        self.folder = self.env["LLAMACTL_CONFIG_DIR"] = self.path("conf")
+        for name, owner, mode, *words in split_rows(files):
+            path, content = self.path(name), " ".join(words)
+            user, _, group = owner.partition(":")
+            if mode == "->":
+                os.symlink(self.path(content), path)
+            elif mode == "=":
+                os.link(self.path(content), path)
+            elif name.endswith("/"):
+                os.makedirs(path, exist_ok=True)
+            else:
+                with open(path, "w") as file:
+                    file.write(content.replace("STORE", self.store_content))
+            os.lchown(path, USERS[user], USERS[group or user])
+            if mode.isdigit():
+                os.chmod(path, int(mode, 8))
+
+    def places(self, table):
+        """Make one place after the other; a blank line of TABLE ends each."""
+        for files in table.split("\n\n"):
+            self.make(files)
+            yield files
+
+    def path(self, name):
+        return os.path.join(self.place, name)
+
+    def listing(self):
+        """All that is in the place, in rows; KEY is the content where a key was added."""
+        names = {uid: name for name, uid in USERS.items()}
+        rows = []
+        for path, (_, _, _, content) in tree(self.place).items():
+            status = os.lstat(path)
+            name = os.path.relpath(path, self.place)
+            owner, group = names[status.st_uid], names[status.st_gid]
+            text = content or ""
+            if content is None:
+                name += "/"
+            elif isinstance(content, bytes):
+                text = content.decode()
+            if KEY in text and text != self.store_content:
+                text = "KEY"
+            if group != owner:
+                owner += ":" + group
+            mode = f"{stat.S_IMODE(status.st_mode):o}"
+            rows.append(f"{name} {owner} {mode} {text}".split())
+        return sorted(rows)
+
+    def assert_place(self, rows):
+        """All that is in the place is ROWS."""
+        self.assertEqual(self.listing(), sorted(split_rows(rows)))
+
+    def call_as(self, uid, command, cwd="", gid=None, **options):
+        """The command with the effective ids UID and GID (else the same), no other groups.
+
+        CWD is a folder of the place.
+        """
+        here, groups = os.getcwd(), os.getgroups()
+        os.chdir(self.path(cwd))
+        try:
+            os.setgroups([])
+            os.setegid(uid if gid is None else gid)
+            os.seteuid(uid)
+            return self.call(command, **options)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
+            os.chdir(here)
+
+    def done_as(self, uid, command, after, **options):
+        """The command succeeds, and AFTER is all that is in the place -> its stderr."""
+        result = self.call_as(uid, command, **options)
+        self.assertEqual(result.code, 0, result.err)
+        self.assert_place(after)
+        return result.err
+
+    def refused(self, uid, command, message, **options):
+        """The command fails with MESSAGE, and the place is as before -> its stderr."""
+        before = self.listing()
+        result = self.call_as(uid, command, **options)
+        self.assert_one_error(result, 1, message)
+        self.assertEqual(self.listing(), before)
+        return result.err
 
 
 class WhoseEnv(TwoAccounts):
     """behaviour.md, .env, "Whose file"."""
 
-    INJECT = ("auth", "inject")
+    NAMED = "auth inject --env-file d/.env"
 
     def setUp(self):
         super().setUp()
-        self.env.update(self.of_variables_alone())
+        self.env.update(LLAMA_CLOUD_API_KEY=KEY, LLAMA_AGENTS_PROJECT_ID="proj-alpha")
 
-    def of_variables_alone(self):
-        return {"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "proj-alpha"}
-
-    def test_root_in_a_users_folder_writes_only_what_it_names(self):
-        folder = self.make("m", MALLORY, 0o755)
-        path = os.path.join(folder, ".env")
-        for before in (None, b"A=1\n"):
-            if before:
-                self.make("m/.env", MALLORY, content=before)
-            result = self.call_as(0, *self.INJECT, cwd=folder)
-            self.refused(result, "belongs to uid %d" % MALLORY, "--env-file " + path)
-            self.assertEqual(content_of(path), before)
-
-    def test_root_deploys_for_a_service_user(self):
-        """What root names in a user's folder becomes that user's, and is said to."""
-        folder = self.make("srv", MALLORY, 0o755)
-        path = os.path.join(folder, ".env")
-        for before in (None, b"A=1\n"):
-            with self.subTest(before=before):
-                if before:
-                    self.make("srv/.env", MALLORY, content=before)
-                result = self.call_as(0, *self.INJECT, "--env-file", path)
-                self.assertEqual((result.code, result.out), (0, ""), result.err)
-                self.assertIn("%s, owned by uid %d written" % (path, MALLORY), result.err)
-                self.assertEqual(self.owner("srv/.env"), (MALLORY, MALLORY, 0o600))
-                self.assertIn(KEY.encode(), file_bytes(path))
-                self.assertEqual(os.listdir(folder), [".env"])
-                os.unlink(path)
-        deep = os.path.join(folder, "new", "app.env")
-        self.assertEqual(self.call_as(0, *self.INJECT, "--env-file", deep).code, 0)
-        self.assertEqual(self.owner("srv/new"), (MALLORY, MALLORY, 0o700))
-
-    def test_root_names_a_file_in_a_users_folder_that_is_not_that_users_alone(self):
-        for name, make in (
-            ("root's own file", lambda: self.make("m/.env", 0, 0o644, b"log\n")),
-            ("others can read it", lambda: self.make("m/.env", MALLORY, 0o644, b"A=1\n")),
-            ("ann's", lambda: self.make("m/.env", ANN, 0o600, b"A=1\n")),
-            ("two names", lambda: self.make_two("m/.env", "m/x", MALLORY)),
-            ("a link to root's", lambda: self.make("m/.env", MALLORY, target="root.txt")),
+    def test_root_writes_a_service_users_file_only_where_it_is_named(self):
+        """It stays or becomes that user's, and is said to be."""
+        for folder, before, mode in (
+            ("d/ mallory 755", "", 600),
+            ("d/ mallory 755", "d/.env mallory 600 A=1", 600),
+            ("d/ root 755", "d/.env mallory 640 A=1", 640),
         ):
-            folder = self.make("m", MALLORY, 0o755)
-            path = os.path.join(folder, ".env")
-            self.make("root.txt", 0, 0o600, b"root's\n")
-            with self.subTest(name):
-                make()
-                before = file_bytes(path)
-                self.refused(self.call_as(0, *self.INJECT, "--env-file", path))
-                self.assertEqual(file_bytes(path), before)
-            self.start_anew()
+            with self.subTest(folder, before=before):
+                self.make(f"{folder}\n{before}")
+                message = f"belongs to uid {MALLORY}"
+                err = self.refused(0, "auth inject", message, cwd="d")
+                self.assertIn(f"auth inject --env-file {self.place}/d/.env\n", err)
+                after = f"{folder}\nd/.env mallory {mode} KEY"
+                err = self.done_as(0, self.NAMED, after)
+                self.assertIn(f"d/.env, owned by uid {MALLORY} written", err)
 
-    def test_root_in_a_folder_of_its_own_that_is_everybodys(self):
-        """What another user planted there is refused, though root names it in full."""
-        for name, make in (
-            ("a file", lambda: self.make("tmp/.env", MALLORY, 0o600, b"A=1\n")),
-            ("a link", lambda: self.make("tmp/.env", MALLORY, target="m/theirs")),
-            ("a link to the folder", lambda: self.make("tmp/d", MALLORY, target="m")),
-        ):
-            for mode in (0o1777, 0o777):
-                with self.subTest(name, mode=oct(mode)):
-                    folder = self.make("tmp", 0, mode)
-                    self.make("m", MALLORY, 0o755)
-                    self.make("m/.env", MALLORY, 0o600, b"A=1\n")
-                    make()
-                    below = "d/.env" if name.endswith("folder") else ".env"
-                    path = os.path.join(folder, below)
-                    result = self.call_as(0, *self.INJECT, "--env-file", path)
-                    self.refused(result, "belongs to uid %d" % MALLORY)
-                self.start_anew()
+    def test_root_makes_folders_for_a_service_user(self):
+        self.make("d/ mallory 755")
+        after = """
+            d/             mallory  755
+            d/new/         mallory  700
+            d/new/app.env  mallory  600  KEY"""
+        self.done_as(0, "auth inject --env-file d/new/app.env", after)
 
-    def test_root_in_a_folder_of_its_own(self):
-        """A service user's file is written where it is named; else nobody's but root's."""
-        folder = self.make("etc", 0, 0o755)
-        path = self.make("etc/.env", MALLORY, 0o640, b"A=1\n")
-        self.refused(self.call_as(0, *self.INJECT, cwd=folder), "--env-file " + path)
-        result = self.call_as(0, *self.INJECT, "--env-file", path)
-        self.assertEqual(result.code, 0, result.err)
-        self.assertEqual(self.owner("etc/.env"), (MALLORY, MALLORY, 0o640))
-        self.assertIn(KEY.encode(), file_bytes(path))
+    def test_root_writes_no_file_in_a_users_folder_that_is_not_that_users_alone(self):
+        for files in self.places("""
+            d/        mallory  755
+            d/.env    root     644  log
 
-    def test_a_user_in_a_folder_of_others(self):
-        for name, folder_owner, folder_mode, make in (
-            (
-                "a file of mallory's",
-                0,
-                0o1777,
-                lambda: self.make("d/.env", MALLORY, 0o666, b"A=1\n"),
-            ),
-            (
-                "a lock of mallory's",
-                0,
-                0o1777,
-                lambda: self.make("d/.env.llamactl-lock", MALLORY, 0o666, b""),
-            ),
-            (
-                "a link of mallory's",
-                0,
-                0o1777,
-                lambda: self.make("d/.env", MALLORY, target="there"),
-            ),
-            (
-                "mallory's folder and file",
-                MALLORY,
-                0o777,
-                lambda: self.make("d/.env", MALLORY, 0o666, b"A=1\n"),
-            ),
-            (
-                "ann's own file, which others can read",
-                MALLORY,
-                0o777,
-                lambda: self.make("d/.env", ANN, 0o644, b"A=1\n"),
-            ),
-        ):
-            with self.subTest(name):
-                folder = self.make("d", folder_owner, folder_mode)
-                make()
-                for argv in (self.INJECT, self.INJECT + ("--env-file", folder + "/.env")):
-                    result = self.call_as(ANN, *argv, cwd=folder)
-                    self.refused(result)
-                    if "mallory" in name:
-                        self.assertRegex(result.err, "belongs to uid %d" % MALLORY)
-                        self.assertIn(
-                            "hint: llamactl auth inject --env-file -\n", result.err
-                        )
-            self.start_anew()
+            d/        mallory  755
+            d/.env    mallory  644  A=1
 
-    def test_a_user_in_a_shared_folder_with_a_private_file(self):
-        for owner, mode in ((0, 0o1777), (MALLORY, 0o777)):
-            folder = self.make("d", owner, mode)
-            for _ in range(2):
-                self.assertEqual(self.call_as(ANN, *self.INJECT, cwd=folder).code, 0)
-                self.assertEqual(self.owner("d/.env"), (ANN, ANN, 0o600))
-            self.start_anew()
+            d/        mallory  755
+            d/.env    ann      600  A=1
+
+            d/        mallory  755
+            d/.env    mallory  600  A=1
+            d/x       mallory  =    d/.env
+
+            root.env  root     600  A=1
+            d/        mallory  755
+            d/.env    mallory  ->   root.env"""):
+            with self.subTest(files):
+                self.refused(0, self.NAMED, "d/.env")
+
+    def test_root_writes_nothing_that_was_planted_in_a_folder_of_everybody(self):
+        """The folder is root's own, and root names the file."""
+        for mode in (1777, 777):
+            for files in self.places(f"""
+                d/      root     {mode}
+                d/.env  mallory  600  A=1
+
+                m/      mallory  755
+                m/.env  mallory  600  A=1
+                d/      root     {mode}
+                d/.env  mallory  ->   m/.env
+
+                m/      mallory  755
+                m/.env  mallory  600  A=1
+                ./      root     {mode}
+                d       mallory  ->   m"""):
+                with self.subTest(files):
+                    self.refused(0, self.NAMED, f"belongs to uid {MALLORY}")
+
+    def test_a_user_writes_no_file_and_follows_no_link_of_another(self):
+        for files in self.places("""
+            d/                    root     1777
+            d/.env                mallory  666   A=1
+
+            d/                    root     1777
+            d/.env.llamactl-lock  mallory  666
+
+            d/                    root     1777
+            d/.env                mallory  ->    there
+
+            d/                    mallory  777
+            d/.env                mallory  666   A=1"""):
+            for command in ("auth inject", "auth inject --env-file .env"):
+                with self.subTest(files, command=command):
+                    err = self.refused(ANN, command, f"belongs to uid {MALLORY}", cwd="d")
+                    self.assertIn("hint: llamactl auth inject --env-file -\n", err)
+
+    def test_a_user_writes_only_private_files_in_a_folder_of_others(self):
+        for folder in ("d/ root 1777", "d/ mallory 777"):
+            for files in (folder, folder + "\nd/.env ann 600 A=1"):
+                with self.subTest(files):
+                    self.make(files)
+                    after = folder + "\nd/.env ann 600 KEY"
+                    self.done_as(ANN, "auth inject", after, cwd="d")
+        self.make("d/ mallory 777\nd/.env ann 644 A=1")
+        self.refused(ANN, "auth inject", "others can read .env", cwd="d")
 
     def test_no_file_of_a_stranger_is_written_in_place(self):
-        """Nor one that took the place of the file that was read."""
-        folder = self.make("d", ANN, 0o555)  # takes no new file
-        path = self.make("d/.env", ANN, 0o600, b"A=1\n")
-        result = self.call_as(ANN, *self.INJECT, cwd=folder)
-        self.assertEqual(result.code, 0, result.err)
-        self.assertIn("in place", result.err)
-        os.unlink(path)
-        self.make("d/.env", 0, 0o666, b"A=1\n")
-        os.link(path, os.path.join(self.place, "second"))
-        self.refused(self.call_as(ANN, *self.INJECT, cwd=folder))
+        self.make("d/ ann 555\nd/.env ann 600 A=1")  # the folder takes no new file
+        after = "d/ ann 555\nd/.env ann 600 KEY"
+        err = self.done_as(ANN, "auth inject", after, cwd="d")
+        self.assertIn("in place", err)
+        self.make("d/ ann 555\nd/.env root 666 A=1\nd/x root = d/.env")
+        self.refused(ANN, "auth inject", "has another hard link", cwd="d")
 
-    def test_a_link_is_named(self):
-        """A clone may hold `.env -> ../.bashrc`: its user must see that."""
-        self.make("clone", ANN, 0o755)
-        self.make("my.env", ANN, 0o600, b"# mine\n")
-        self.make("clone/.env", ANN, target="my.env")
-        os.chown(self.place, ANN, ANN)
-        result = self.call_as(ANN, *self.INJECT, cwd=os.path.join(self.place, "clone"))
-        self.assertEqual(result.code, 0, result.err)
-        self.assertIn(".env (a link to %s/my.env) written" % self.place, result.err)
+    def test_a_readable_file_put_in_the_place_of_a_private_one_is_not_written(self):
+        """Mallory may write to the folder, and moves a file of ann's there meanwhile."""
+        really_lock = llamactl.try_lock
 
-    def test_openshift(self):
-        """A random uid of group 0 in folders that the image gave to that group."""
-        folder = self.make("app", 1001, 0o775, group=0)
-        for before in (None, b"A=1\n"):
-            if before:
-                self.make("app/.env", 1001, 0o660, before, group=0)
-            result = self.call_as(ANN, *self.INJECT, cwd=folder, gid=0)
-            self.assertEqual((result.code, "warning" in result.err), (0, False), result.err)
-            self.assertIn(KEY.encode(), file_bytes(folder + "/.env"))
-            os.unlink(folder + "/.env")
+        def lock(descriptor):
+            os.rename("README", ".env")
+            return really_lock(descriptor)
+
+        self.patch(try_lock=lock)
+        for before in ("d/.env ann 600 A=1", ""):
+            with self.subTest(before):
+                self.make(f"d/ root 777\nd/README ann 644 text\n{before}")
+                result = self.call_as(ANN, "auth inject", cwd="d")
+                self.assert_one_error(result, 1, "others put another file in the place")
+                self.assert_place("d/ root 777\nd/.env ann 644 text")
+
+    def test_a_random_uid_of_group_0_writes_where_that_group_may(self):
+        """As OpenShift runs a container, in folders that its image made."""
+        folder = "d/ image:root 775\n"
+        for before, mode in (("", 600), ("d/.env image:root 660 A=1", 660)):
+            with self.subTest(before):
+                self.make(folder + before)
+                after = f"{folder}d/.env ann:root {mode} KEY"
+                err = self.done_as(ANN, "auth inject", after, cwd="d", gid=0)
+                self.assertNotIn("warning", err)
+
+    def test_the_group_of_a_file_is_kept(self):
+        self.make("d/ root 755\nd/.env root:mallory 640 A=1")
+        self.done_as(0, self.NAMED, "d/ root 755\nd/.env root:mallory 640 KEY")
+
+    def make_shared(self, name, *attributes):
+        """Ann's .env; NAME, the file or its folder, has the extended ATTRIBUTES."""
+        self.make("d/ ann 755\nd/.env ann 600 A=1")
+        try:
+            for attribute in attributes:
+                os.setxattr(self.path(name), attribute, SHARED_WITH_MALLORY)
+        except OSError as error:
+            self.skipTest(f"no ACL on this file system: {error}")
+
+    def inject_with_mode(self, mode):
+        """Written, the file has MODE -> the names of its extended attributes."""
+        self.done_as(ANN, "auth inject", f"d/ ann 755\nd/.env ann {mode} KEY", cwd="d")
+        return os.listxattr(self.path("d/.env"))
 
     def test_acl_and_attributes_are_kept(self):
-        folder = self.make("d", ANN, 0o755)
-        path = self.make("d/.env", ANN, 0o600, b"A=1\n")
-        try:
-            os.setxattr(path, ACL, SHARED_WITH_MALLORY)
-            os.setxattr(path, "user.note", b"mine")
-        except OSError as error:
-            self.skipTest("no ACL on this file system: %s" % error)
-        before = self.owner("d/.env")
-        self.assertEqual(self.call_as(ANN, *self.INJECT, cwd=folder).code, 0)
-        self.assertEqual(os.getxattr(path, ACL), SHARED_WITH_MALLORY)
-        self.assertEqual(os.getxattr(path, "user.note"), b"mine")
-        self.assertEqual(self.owner("d/.env"), before)
+        self.make_shared("d/.env", ACL, "user.note")
+        self.inject_with_mode(640)
+        for attribute in (ACL, "user.note"):
+            value = os.getxattr(self.path("d/.env"), attribute)
+            self.assertEqual(value, SHARED_WITH_MALLORY)
 
     def test_an_acl_that_cannot_be_kept_gives_nobody_access(self):
-        folder = self.make("d", ANN, 0o755)
-        path = self.make("d/.env", ANN, 0o600, b"A=1\n")
-        try:
-            os.setxattr(path, ACL, SHARED_WITH_MALLORY)
-        except OSError as error:
-            self.skipTest("no ACL on this file system: %s" % error)
-        with unittest.mock.patch.object(
-            os, "setxattr", side_effect=OSError(errno.EPERM, "no")
-        ):
-            self.assertEqual(self.call_as(ANN, *self.INJECT, cwd=folder).code, 0)
-        self.assertEqual(self.owner("d/.env")[2], 0o600)
-        self.assertNotIn(ACL, os.listxattr(path))
+        self.make_shared("d/.env", ACL)
+        with failing(os, "setxattr", "EPERM"):
+            self.assertNotIn(ACL, self.inject_with_mode(600))
 
     def test_an_acl_that_the_folder_gives_is_not_taken(self):
-        folder = self.make("d", ANN, 0o755)
-        path = self.make("d/.env", ANN, 0o640, b"A=1\n")
-        entries = (
-            (0x01, 7, 0xFFFFFFFF),
-            (0x02, 7, MALLORY),
-            (0x04, 0, 0xFFFFFFFF),
-            (0x10, 7, 0xFFFFFFFF),
-            (0x20, 0, 0xFFFFFFFF),
-        )
-        try:
-            os.setxattr(folder, "system.posix_acl_default", acl(*entries))
-        except OSError as error:
-            self.skipTest("no ACL on this file system: %s" % error)
-        self.assertEqual(self.call_as(ANN, *self.INJECT, cwd=folder).code, 0)
-        self.assertNotIn(ACL, os.listxattr(path))
-        self.assertEqual(self.owner("d/.env"), (ANN, ANN, 0o640))
+        self.make_shared("d", "system.posix_acl_default")
+        os.chmod(self.path("d/.env"), 0o640)
+        self.assertNotIn(ACL, self.inject_with_mode(640))
 
 
 class WhoseStore(TwoAccounts):
     """behaviour.md, "Whose files"."""
 
-    ADD = ("environments", "add", "https://added.example", "--no-verify")
-    ALL = (
-        ("auth", "get"),
-        ("config",),
-        ADD,
-        ("auth", "use", "main"),
-        ("auth", "logout", "--all"),
-        ("auth", "inject", "--env-file", "-"),
-    )
-
-    def store_of(self, key=KEY):
-        record = {
-            "requires_auth": True,
-            "current_profile": "main",
-            "profiles": {"main": {"auth_type": "token", "api_key": key, "project_id": "p"}},
-        }
-        data = {
-            "version": 1,
-            "current_environment": "https://m.example",
-            "environments": {"https://m.example": record},
-        }
-        return json.dumps(data).encode("ascii")
+    ADD = f"auth token --no-verify --api-key {KEY} --project proj-alpha"
+    BY_ROOT = f"belongs to uid {ANN}; working there as uid {ANN}\n"
 
     def test_a_strangers_store_is_refused(self):
         """Its folder, its file, its lock, or a link to them: nothing is read or changed."""
-        for name, make in (
-            (
-                "folder",
-                lambda: (
-                    self.make("conf", MALLORY, 0o777),
-                    self.make("conf/profiles.json", ANN, 0o600, self.store_of()),
-                ),
-            ),
-            (
-                "file",
-                lambda: (
-                    self.make("conf", 0, 0o1777),
-                    self.make("conf/profiles.json", MALLORY, 0o666, self.store_of()),
-                ),
-            ),
-            (
-                "damaged file",
-                lambda: (
-                    self.make("conf", ANN, 0o777),
-                    self.make("conf/profiles.json", MALLORY, 0o666, b"{"),
-                ),
-            ),
-            (
-                "lock",
-                lambda: (
-                    self.make("conf", ANN, 0o777),
-                    self.make("conf/profiles.json.lock", MALLORY, 0o666, b""),
-                ),
-            ),
-            (
-                "link to the file",
-                lambda: (
-                    self.make("conf", 0, 0o1777),
-                    self.make("profiles.json", ANN, 0o600, self.store_of()),
-                    self.make("conf/profiles.json", MALLORY, target="profiles.json"),
-                ),
-            ),
-            (
-                "link to the folder",
-                lambda: (
-                    self.make("there", ANN, 0o700),
-                    self.make("conf", MALLORY, target="there"),
-                ),
-            ),
-        ):
-            make()
-            before = {path: entry[0::3] for path, entry in tree(self.place).items()}
-            for command in self.ALL:
-                with self.subTest(name, command=command):
-                    result = self.call_as(ANN, *command)
-                    self.assert_one_error(result, 1, "belongs to uid %d" % MALLORY)
-                    self.assertIn("hint: run llamactl as that user, or export", result.err)
-                    after = {path: entry[0::3] for path, entry in tree(self.place).items()}
-                    self.assertEqual(after, before)
-            with self.subTest(name, command="of variables"):
-                result = self.call_as(
-                    ANN,
-                    "config",
-                    env={"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "p"},
-                )
+        for files in self.places("""
+            conf/                    mallory  777
+            conf/profiles.json       ann      600   STORE
+
+            conf/                    root     1777
+            conf/profiles.json       mallory  666   STORE
+
+            conf/                    ann      777
+            conf/profiles.json       mallory  666   {
+
+            conf/                    ann      777
+            conf/profiles.json.lock  mallory  666
+
+            profiles.json            ann      600   STORE
+            conf/                    root     1777
+            conf/profiles.json       mallory  ->    profiles.json
+
+            there/                   ann      700
+            conf                     mallory  ->    there"""):
+            for command in (
+                "auth get",
+                "config",
+                self.ADD,
+                "auth use main",
+                "auth logout --all",
+                "auth inject --env-file -",
+            ):
+                with self.subTest(files, command=command):
+                    err = self.refused(ANN, command, f"belongs to uid {MALLORY}")
+                    self.assertIn("hint: run llamactl as that user, or export", err)
+            with self.subTest(files, command="of variables"):
+                result = self.call_as(ANN, "config", env=self.of_variables())
                 self.assertEqual(result.code, 0, result.err)
-            self.start_anew()
+
+    def test_an_official_store_of_a_stranger_is_not_imported(self):
+        for files in self.places("""
+            conf/                     root     1777
+            conf/profiles.db          mallory  600
+
+            conf/                     root     1777
+            conf/profiles.db          ann      600
+            conf/profiles.db-wal      mallory  644
+
+            conf/                     root     1777
+            conf/profiles.db          ann      600
+            conf/profiles.db-shm      mallory  644
+
+            conf/                     root     1777
+            conf/profiles.db          ann      600
+            conf/profiles.db-journal  mallory  644
+
+            conf/                     root     1777
+            conf/there                ann      600
+            conf/profiles.db          mallory  ->   conf/there
+
+            conf/                     root     1777
+            conf/there                mallory  644
+            conf/profiles.db          ann      ->   conf/there"""):
+            with self.subTest(files):
+                command = "auth import --from-official"
+                self.refused(ANN, command, f"belongs to uid {MALLORY}")
 
     def test_root_with_a_users_home_works_as_that_user(self):
         """Who would else be locked out."""
-        home = self.make("ann", ANN, 0o700)
-        env = {"HOME": home, "LLAMACTL_CONFIG_DIR": ""}
-        for _ in range(2):
-            result = self.call_as(0, *self.ADD, env=env)
-            self.assertEqual(result.code, 0, result.err)
-            self.assertIn("warning: %s" % home, result.err)
-            self.assertIn("belongs to uid %d" % ANN, result.err)
-            for path, mode in (
-                ("", 0o700),
-                ("/.config", 0o700),
-                ("/.config/llamactl", 0o700),
-                ("/.config/llamactl/profiles.json", 0o600),
-            ):
-                self.assertEqual(self.owner("ann" + path), (ANN, ANN, mode), path)
-        self.assertEqual(self.call_as(ANN, *self.ADD, env=env).code, 0)
+        self.make("ann/ ann 700")
+        after = """
+            ann/                             ann  700
+            ann/new/                         ann  700
+            ann/new/conf/                    ann  700
+            ann/new/conf/profiles.json       ann  600  KEY
+            ann/new/conf/profiles.json.lock  ann  600"""
+        env = {"LLAMACTL_CONFIG_DIR": "ann/new/conf"}
+        for uid in (0, 0, ANN):
+            err = self.done_as(uid, self.ADD, after, env=env)
+            warning = f"warning: {self.place}/ann/new/conf {self.BY_ROOT}"
+            self.assertEqual(warning in err, uid == 0, err)
 
-    def test_root_follows_no_link_of_a_user_to_another_file(self):
-        for name, make in (
-            (
-                "a file of root's",
-                lambda: (
-                    self.make("ann/.config/llamactl", ANN, 0o700),
-                    self.make("secret", 0, 0o600, b"root's"),
-                    self.make("ann/.config/llamactl/profiles.json", ANN, target="secret"),
-                ),
-            ),
-            (
-                "a file of root's that all can read",
-                lambda: (
-                    self.make("ann/.config/llamactl", ANN, 0o700),
-                    self.make("secret", 0, 0o644, b"root's"),
-                    self.make("ann/.config/llamactl/profiles.json", ANN, target="secret"),
-                ),
-            ),
-            (
-                "root's own store",
-                lambda: (
-                    self.make("ann/.config/llamactl", ANN, 0o700),
-                    self.make("secret", 0, 0o644, self.store_of("key-of-root")),
-                    self.make("ann/.config/llamactl/profiles.json", ANN, target="secret"),
-                ),
-            ),
-            (
-                "a file of root's beside their own",
-                lambda: (
-                    self.make("ann/.config/llamactl", ANN, 0o700),
-                    self.make("ann/secret", 0, 0o644, self.store_of("key-of-root")),
-                    self.make(
-                        "ann/.config/llamactl/profiles.json", ANN, target="ann/secret"
-                    ),
-                ),
-            ),
-            (
-                "a folder of root's",
-                lambda: (
-                    self.make("roots", 0, 0o755),
-                    self.make("ann/.config/llamactl", ANN, target="roots"),
-                ),
-            ),
-            (
-                "a file of mallory's",
-                lambda: (
-                    self.make("ann/.config/llamactl", ANN, 0o700),
-                    self.make("secret", MALLORY, 0o666, b"mallory's"),
-                    self.make("ann/.config/llamactl/profiles.json", ANN, target="secret"),
-                ),
-            ),
-        ):
-            home = self.make("ann", ANN, 0o755)
-            self.make("ann/.config", ANN, 0o755)
-            make()
-            before = {path: entry[0::3] for path, entry in tree(self.place).items()}
-            for command in (("auth", "get"), self.ADD, ("auth", "logout", "--all")):
-                with self.subTest(name, command=command):
-                    result = self.call_as(
-                        0, *command, env={"HOME": home, "LLAMACTL_CONFIG_DIR": ""}
-                    )
-                    self.assert_one_error(result, 1)
-                    after = {path: entry[0::3] for path, entry in tree(self.place).items()}
-                    self.assertEqual(after, before)
-            self.start_anew()
-
-    def test_where_root_cannot_become_the_user(self):
-        home = self.make("ann", ANN, 0o700)
-        for name in ("setgroups", "setegid", "seteuid"):
-            with self.subTest(name):
-                real = getattr(os, name)
-
-                def fail(value, real=real):
-                    if value in ([], ANN):
-                        raise OSError(errno.EPERM, "Operation not permitted")
-                    real(value)
-
-                with unittest.mock.patch.object(os, name, fail):
-                    result = self.call_as(
-                        0, *self.ADD, env={"HOME": home, "LLAMACTL_CONFIG_DIR": ""}
-                    )
-                self.assert_one_error(result, 1, "whom root cannot become")
-                self.assertEqual(os.listdir(home), [])
-
-    def test_what_must_go_on_working(self):
-        for name, uid, gid, make in (
-            (
-                "a random uid of group 0",
-                ANN,
-                0,
-                lambda: (
-                    self.make("conf", 1001, 0o775, group=0),
-                    self.make("conf/profiles.json", 1001, 0o660, self.store_of(), group=0),
-                ),
-            ),
-            (
-                "an image with root's store",
-                ANN,
-                ANN,
-                lambda: (
-                    self.make("conf", 0, 0o755),
-                    self.make("conf/profiles.json", 0, 0o644, self.store_of()),
-                ),
-            ),
-            (
-                "a link of a dotfile manager",
-                ANN,
-                ANN,
-                lambda: (
-                    self.make("dotfiles", ANN, 0o700),
-                    self.make("dotfiles/profiles.json", ANN, 0o600, self.store_of()),
-                    self.make("conf", ANN, target="dotfiles"),
-                ),
-            ),
-            (
-                "a mounted Secret",
-                ANN,
-                ANN,
-                lambda: (
-                    self.make("conf", 0, 0o755),
-                    self.make("conf/..2024", 0, 0o755),
-                    self.make("conf/..2024/profiles.json", 0, 0o644, self.store_of()),
-                    self.make("conf/..data", 0, target="conf/..2024"),
-                    self.make("conf/profiles.json", 0, target="conf/..data/profiles.json"),
-                ),
-            ),
-        ):
-            make()
-            with self.subTest(name):
-                for command in (("auth", "get"), ("config", "-o", "json")):
-                    result = self.call_as(uid, *command, gid=gid)
-                    self.assertEqual((result.code, result.err), (0, ""))
-                    self.assertIn("https://m.example", result.out)
-            self.start_anew()
-
-    def test_a_group_with_members_counts(self):
-        folder = self.make("conf", ANN, 0o700)
-        path = self.make("conf/profiles.json", ANN, 0o600, self.store_of())
-        for group, mode, warned in (
-            (MALLORY, 0o640, True),
-            (MALLORY, 0o660, True),
-            (ANN, 0o660, False),
-            (0, 0o640, False),
-            (ANN, 0o604, True),
-            (ANN, 0o600, False),
-        ):
-            with self.subTest(group=group, mode=oct(mode)):
-                os.chown(path, ANN, group)
-                os.chmod(path, mode)
-                result = self.call_as(ANN, "auth", "get")
-                self.assertEqual("run: chmod 600 " + path in result.err, warned, result.err)
-        for group, mode, warned in (
-            (MALLORY, 0o770, True),
-            (ANN, 0o770, False),
-            (0, 0o770, False),
-            (ANN, 0o702, True),
-        ):
-            with self.subTest(group=group, mode=oct(mode)):
-                os.chown(folder, ANN, group)
-                os.chmod(folder, mode)
-                result = self.call_as(ANN, "auth", "get")
-                self.assertEqual(
-                    "run: chmod go-w " + folder in result.err, warned, result.err
-                )
-
-
-class MountedHome(TwoAccounts):
-    """A user's folder, mounted where only root may go."""
-
-    def test_root_works_there_as_that_user(self):
-        closed = self.make("root", 0, 0o700)
-        self.folder = self.make("root/conf", ANN, 0o700)
-        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
+    def test_root_works_as_a_user_in_a_folder_where_only_root_may_go(self):
+        self.make("root/ root 700\nroot/conf/ ann 700")
+        self.folder = self.env["LLAMACTL_CONFIG_DIR"] = self.path("root/conf")
         self.store_path = os.path.join(self.folder, "profiles.json")
-        self.cloud = self.cloud_server()
+        self.cloud_server()
         self.with_profile()
         os.chown(self.store_path, ANN, ANN)
-        for argv in (
-            ("auth", "use", "main"),
-            ("auth", "token", "--api-key", KEY, "--project", "Beta"),
-            ("environments", "use", self.url),
-            ("auth", "get"),
+        after = """
+            root/                         root  700
+            root/conf/                    ann   700
+            root/conf/profiles.json       ann   600  KEY
+            root/conf/profiles.json.lock  ann   600"""
+        for command in (
+            "auth use main",
+            f"auth token --api-key {KEY} --project Beta",
+            f"environments use {self.url}",
+            "auth get",
         ):
-            with self.subTest(argv):
-                result = self.call_as(0, *argv)
-                self.assertEqual(result.code, 0, result.err)
-                self.assertIn("working there as uid %d" % ANN, result.err)
-                self.assertEqual(os.stat(self.store_path).st_uid, ANN)
+            with self.subTest(command):
+                self.assertIn(self.BY_ROOT, self.done_as(0, command, after))
         os.chmod(self.store_path, 0o666)
-        self.assertIn("others can write to", self.call_as(0, "auth", "get").err)
-        self.make("root/conf/broken", ANN, 0o600, b"{")
-        os.rename(os.path.join(self.folder, "broken"), self.store_path)
-        moved = self.call_as(0, "environments", "use", DEFAULT_URL)
-        self.assertEqual(moved.code, 0, moved.err)
-        self.assertIn("was damaged; it is kept as", moved.err)
-        self.assertEqual(stat.S_IMODE(os.stat(closed).st_mode), 0o700)
+        self.assertIn("others can write to", self.call("auth get").err)
+        with open(self.store_path, "w") as file:
+            file.write("{")
+        result = self.call("environments use", DEFAULT_URL)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn("was damaged; it is kept as", result.err)
 
-    def test_a_file_that_others_can_read_takes_the_place_of_one_that_they_cannot(self):
-        """Mallory may write to the folder, and exchanges two of ann's files."""
-        folder = self.make("team", 0, 0o777)
-        path = self.make("team/.env", ANN, 0o600, b"A=1\n")
-        readable = self.make("team/README", ANN, 0o644, b"read me\n")
-        self.env.update({"LLAMA_CLOUD_API_KEY": KEY, "LLAMA_AGENTS_PROJECT_ID": "p"})
-        really_lock = llamactl.try_lock
+    def test_root_follows_no_link_of_a_user_to_another_file(self):
+        for files in self.places("""
+            profiles.json           root     600  root's
+            ann/                    ann      755
+            ann/conf/               ann      700
+            ann/conf/profiles.json  ann      ->   profiles.json
 
-        def exchange(descriptor):
-            os.rename(path, path + ".private")
-            os.rename(readable, path)
-            return really_lock(descriptor)
+            profiles.json           root     644  root's
+            ann/                    ann      755
+            ann/conf/               ann      700
+            ann/conf/profiles.json  ann      ->   profiles.json
 
-        for before in (True, False):
-            with self.subTest(before=before):
-                if not before:
-                    os.unlink(path)
-                    self.make("team/README", ANN, 0o644, b"read me\n")
-                    os.rename(path + ".private", path + ".gone")
-                    rename = lambda _: os.rename(readable, path) or really_lock(_)  # noqa: E731
-                hook = exchange if before else rename
-                with unittest.mock.patch.object(llamactl, "try_lock", hook):
-                    result = self.call_as(ANN, "auth", "inject", cwd=folder)
-                self.refused(result, "others put another file in the place")
-                self.assertEqual(file_bytes(path), b"read me\n")
+            profiles.json           root     644  STORE
+            ann/                    ann      755
+            ann/conf/               ann      700
+            ann/conf/profiles.json  ann      ->   profiles.json
 
+            ann/                    ann      755
+            ann/profiles.json       root     644  STORE
+            ann/conf/               ann      700
+            ann/conf/profiles.json  ann      ->   ann/profiles.json
 
-class StrangersOfficialStore(TwoAccounts):
-    def test_what_belongs_to_another_user_is_not_imported(self):
-        for name in ("profiles.db", "profiles.db-wal", "profiles.db-shm", "a link"):
-            with self.subTest(name):
-                self.make("conf", 0, 0o1777)
-                path = os.path.join(self.folder, "profiles.db")
-                make_official_store(path)
-                os.chown(path, ANN, ANN)
-                if name == "a link":
-                    os.rename(path, path + ".there")
-                    os.symlink(path + ".there", path)
-                elif name != "profiles.db":
-                    self.make("conf/" + name, MALLORY, 0o644, b"")
-                os.chown(
-                    os.path.join(self.folder, name if "." in name else "profiles.db"),
-                    MALLORY,
-                    MALLORY,
-                    follow_symlinks=False,
+            roots/                  root     755
+            ann/                    ann      755
+            ann/conf                ann      ->   roots
+
+            profiles.json           mallory  666  mallory's
+            ann/                    ann      755
+            ann/conf/               ann      700
+            ann/conf/profiles.json  ann      ->   profiles.json"""):
+            for command in ("auth get", self.ADD, "auth logout --all"):
+                with self.subTest(files, command=command):
+                    self.refused(0, command, "", env={"LLAMACTL_CONFIG_DIR": "ann/conf"})
+
+    def test_root_that_cannot_become_the_user_changes_nothing(self):
+        self.make("ann/ ann 700")
+        before, env = self.listing(), {"LLAMACTL_CONFIG_DIR": self.path("ann/conf")}
+        for name in ("setgroups", "setegid", "seteuid"):
+            really_set = getattr(os, name)
+
+            def fail(value, really_set=really_set):
+                if value in ([], ANN):
+                    raise OSError(errno.EPERM, "Operation not permitted")
+                really_set(value)
+
+            with self.subTest(name), unittest.mock.patch.object(os, name, fail):
+                result = self.call(self.ADD, env=env)
+                self.assert_one_error(result, 1, "whom root cannot become")
+                self.assertEqual(self.listing(), before)
+
+    def test_stores_of_root_or_an_image_or_behind_a_link_of_the_user_are_read(self):
+        """OpenShift's random uid of group 0; root's; a dotfile manager's; a Secret."""
+        openshift = """
+            conf/                      image:root  775
+            conf/profiles.json         image:root  660  STORE"""
+        others = """
+            conf/                      root        755
+            conf/profiles.json         root        644  STORE
+
+            dotfiles/                  ann         700
+            dotfiles/profiles.json     ann         600  STORE
+            conf                       ann         ->   dotfiles
+
+            conf/                      root        755
+            conf/..2024/               root        755
+            conf/..2024/profiles.json  root        644  STORE
+            conf/..data                root        ->   conf/..2024
+            conf/profiles.json         root        ->   conf/..data/profiles.json"""
+        for gid, table in ((0, openshift), (ANN, others)):
+            for files in self.places(table):
+                for command in ("auth get", "config -o json"):
+                    with self.subTest(files, command=command):
+                        result = self.call_as(ANN, command, gid=gid)
+                        self.assertEqual((result.code, result.err), (0, ""))
+                        self.assertIn(self.url, result.out)
+
+    def test_permissions_of_a_group_with_other_members_are_warned_about(self):
+        for row in """
+            ann          700  ann:mallory  640  read   600
+            ann          700  ann:mallory  660  write  600
+            ann          700  ann          660
+            ann          700  ann:root     640
+            ann          700  ann          604  read   600
+            ann          700  ann          600
+            ann:mallory  770  ann          600  write  go-w
+            ann          770  ann          600
+            ann:root     770  ann          600
+            ann          702  ann          600  write  go-w
+            ann         1777  ann          600  write  go-w
+            root        1777  ann          600""".strip().splitlines():
+            folder, folder_mode, owner, mode, *fix = row.split()
+            with self.subTest(row):
+                self.make(f"""
+                    conf/               {folder}  {folder_mode}
+                    conf/profiles.json  {owner}   {mode}  STORE""")
+                err = self.call_as(ANN, "auth get").err
+                found = re.findall(
+                    f"others can (read|write) .*; run: chmod (.*) {self.folder}", err
                 )
-                result = self.call_as(ANN, "auth", "import", "--from-official")
-                self.refused(result, "belongs to uid %d" % MALLORY)
-            self.start_anew()
+                self.assertEqual(found, [tuple(fix)] if fix else [])
 
 
 class StrangerBySeam(DiskCase):
-    """Without root: we are somebody else than who made the files."""
-
-    def setUp(self):
-        super().setUp()
-        if not hasattr(os, "geteuid"):
-            self.skipTest("there are no owners here")
-        self.cloud = self.cloud_server()
-        self.with_profile()
-        real = os.geteuid()
-        for name in ("geteuid", "getegid"):
-            patcher = unittest.mock.patch.object(os, name, return_value=real + 4242)
-            self.addCleanup(patcher.stop)
-            patcher.start()
-
-    def test_store_and_env(self):
+    def test_without_root_files_of_others_are_refused(self):
+        """We are somebody else than who made them."""
         if ROOT:
             self.skipTest("root's files are everybody's")
-        before = tree(self.home)
-        for command in (("auth", "get"), ("projects", "get"), self.ALWAYS_WRITERS[0]):
-            self.assert_one_error(self.call(*command), 1, "belongs to")
+        self.url = "https://m.example"
+        self.with_profile()
         path = os.path.join(self.home, ".env")
         with open(path, "w") as file:
             file.write("A=1\n")
         before = tree(self.home)
-        result = self.call("auth", "inject", "--env-file", path, env=self.of_variables())
-        self.assert_one_error(result, 1, "belongs to")
-        self.assertEqual((tree(self.home), self.cloud.requests), (before, []))
+        stranger = os.geteuid() + 4242
+        ids = {"geteuid": lambda: stranger, "getegid": lambda: stranger}
+        with unittest.mock.patch.multiple(os, **ids):
+            for command, env in (
+                ("auth get", {}),
+                (f"auth token --no-verify --api-key {KEY} --project p", {}),
+                (f"auth inject --env-file {path}", self.of_variables()),
+            ):
+                with self.subTest(command):
+                    self.assert_one_error(self.call(command, env=env), 1, "belongs to")
+        self.assertEqual(tree(self.home), before)
 
 
 # ========================================================================================
@@ -6071,297 +5900,172 @@ class StrangerBySeam(DiskCase):
 # ========================================================================================
 
 
-class EnvFile(Case):
+class EnvFile(DiskCase):
     """`auth inject`: what happens to the file."""
 
     def setUp(self):
         super().setUp()
         self.url = "https://api.example.test"
         self.with_profile()
-        self.path = os.path.join(self.home, "app.env")
-        self.lines = [
-            "LLAMA_CLOUD_API_KEY=" + KEY,
-            "LLAMA_CLOUD_BASE_URL=" + self.url,
-            "LLAMA_AGENTS_PROJECT_ID=proj-alpha",
-        ]
-        self.text = "\n".join(self.lines) + "\n"
+        self.path = self.at("app.env")
+        self.lines = (
+            f"LLAMA_CLOUD_API_KEY={KEY}\n"
+            f"LLAMA_CLOUD_BASE_URL={self.url}\n"
+            "LLAMA_AGENTS_PROJECT_ID=proj-alpha\n"
+        ).encode()
+
+    def at(self, name):
+        return os.path.join(self.home, name)
+
+    def inject(self, path=None):
+        """Done without a word on stdout -> what stderr says."""
+        result = self.call("auth inject --env-file", path or self.path)
+        self.assertEqual((result.code, result.out), (0, ""), result.err)
+        return result.err
+
+    def refused(self, path=None, names="app.env"):
+        """An error NAMES something, and every file is as before."""
+        before = tree(self.home)
+        self.assert_one_error(
+            self.call("auth inject --env-file", path or self.path), 1, names
+        )
+        self.assertEqual(tree(self.home), before)
+
+    def write(self, content=b"A=1\n", mode=0o600, path=None):
+        with open(path or self.path, "wb") as file:
+            file.write(content)
+        os.chmod(file.name, mode)
+        os.utime(file.name, ns=(10**18, 10**18))
+        return content
 
     def test_a_lock_that_its_last_holder_removed_is_taken_anew(self):
         lock, still_there, try_lock = self.path + ".llamactl-lock", [], llamactl.try_lock
 
         def taken(descriptor):
-            if (
-                not still_there
-            ):  # the last holder leaves between our opening and our locking
+            if not still_there:  # its last holder leaves between our opening and locking
                 os.unlink(lock)
             still_there.append(os.path.exists(lock))
             return try_lock(descriptor)
 
-        with unittest.mock.patch.object(llamactl, "try_lock", taken):
-            self.inject()
-        self.assertEqual((still_there, self.read().decode()), ([False, True], self.text))
+        self.patch(try_lock=taken)
+        self.inject()
+        self.assertEqual(still_there, [False, True])
+        self.assertEqual(file_bytes(self.path), self.lines)
         self.assertFalse(os.path.exists(lock))
 
-    def inject(self, *argv, code=0, path=None, **options):
-        result = self.call(
-            "auth", "inject", "--env-file", path or self.path, *argv, **options
-        )
-        self.assertEqual(code, result.code, result.err)
-        if code:
-            self.assertTrue(result.err.startswith("error: "), result.err)
-            self.assertLessEqual(result.err.count("\n"), 2)
-        if not options.get("sings"):
-            self.assertEqual("", result.out)
-        return result
-
-    def write(self, content, mode=0o600, path=None):
-        path = path or self.path
-        with open(path, "wb") as file:
-            file.write(content)
-        os.chmod(path, mode)
-        os.utime(path, ns=(10**18, 10**18))
-        return path
-
-    def read(self, path=None):
-        with open(path or self.path, "rb") as file:
-            return file.read()
-
-    def mode(self, path=None):
-        return stat.S_IMODE(os.stat(path or self.path).st_mode)
-
     def test_a_new_file_is_private_whatever_the_umask(self):
-        for umask in (0o000, 0o022, 0o077):
-            with self.subTest(umask=umask):
-                path = os.path.join(self.home, "%o.env" % umask)
-                before = os.umask(umask)
-                try:
-                    result = self.inject(path=path)
-                finally:
-                    os.umask(before)
-                self.assertEqual(0o600, self.mode(path))
-                self.assertEqual(
-                    sorted(self.lines), sorted(self.read(path).decode().split())
-                )
-                self.assertNotIn("warning", result.err)
+        for mask in (0o000, 0o022, 0o277):
+            with self.subTest(umask=oct(mask)):
+                path = self.at(f"{mask}/b c/new.env")
+                with umask(mask):
+                    self.assertNotIn("warning", self.inject(path))
+                self.assertEqual(file_bytes(path), self.lines)
+                self.assertEqual(mode_of(path), "0o600")
+                self.assertEqual(mode_of(os.path.dirname(path)), "0o700")
 
     def test_the_mode_is_kept_and_one_that_lets_others_read_is_warned_about(self):
-        for mode, warned in (
-            (0o600, False),
-            (0o400, False),
-            (0o700, False),
-            (0o640, has_a_shared_group()),
-            (0o644, True),
-            (0o604, True),
-            (0o444, True),
-            (0o666, True),
-        ):
+        bits_of_others = 0o066 if has_a_shared_group() else 0o006
+        for mode in (0o600, 0o400, 0o700, 0o640, 0o644, 0o604, 0o444, 0o666):
             with self.subTest(mode=oct(mode)):
-                with contextlib.suppress(FileNotFoundError):  # it may be unwritable
-                    os.unlink(self.path)
-                self.write(b"A=1\n", mode)
-                result = self.inject()
-                self.assertEqual(mode, self.mode())
-                self.assertEqual(("A=1\n" + self.text).encode(), self.read())
-                self.assertEqual(warned, "warning" in result.err, result.err)
-                if warned:
-                    self.assertIn("app.env", result.err)
+                path = self.at(f"{mode}.env")
+                before = self.write(mode=mode, path=path)
+                is_warned = f"run: chmod 600 {path}" in self.inject(path)
+                self.assertEqual(is_warned, bool(mode & bits_of_others))
+                self.assertEqual(mode_of(path), oct(mode))
+                self.assertEqual(file_bytes(path), before + self.lines)
 
-    def test_bytes_survive(self):
-        for before in (
-            b"\xef\xbb\xbfA=\xc3\xa4\r\n",
-            b"A=1\r\n\r\n# c",
-            b"A=\x00\x1b\x7f\r\n",
-        ):
-            with self.subTest(before=before):
-                self.write(before)
-                self.inject()
-                self.assertTrue(self.read().startswith(before))
-                self.assertEqual(
-                    len(before.splitlines()) + 3,
-                    self.read().count(b"\r\n") + (not before.endswith(b"\n")),
-                )
-
-    def test_it_is_written_whole_by_a_rename(self):
-        self.write(b"A=1\n")
-        other = os.path.join(self.home, "other.env")
-        os.link(self.path, other)
+    def test_it_is_written_whole_by_a_rename_and_each_other_byte_survives(self):
+        before = self.write(b"\xef\xbb\xbfA=\xc3\xa4\x00\x1b\x7f\r\n\r\n# c")
+        os.link(self.path, self.at("other.env"))
         self.inject()
-        self.assertEqual(b"A=1\n", self.read(other))
-        self.assertEqual(("A=1\n" + self.text).encode(), self.read())
-        self.assertEqual({"app.env", "other.env", "conf"}, set(os.listdir(self.home)))
+        self.assertEqual(file_bytes(self.at("other.env")), before)
+        added = b"\r\n" + self.lines.strip().replace(b"\n", b"\r\n")
+        self.assertEqual(file_bytes(self.path), before + added)
+        self.assertEqual(sorted(os.listdir(self.home)), ["app.env", "conf", "other.env"])
 
-    def test_nothing_changes_nothing_is_touched(self):
-        self.write(b"# mine\r\nA='1")
-        self.inject()
-        content = self.read()
-        os.utime(self.path, ns=(10**18, 10**18))
-        before = os.stat(self.path)
-        folder = os.stat(self.home)
-        self.inject()
-        after = os.stat(self.path)
-        self.assertEqual(
-            (before.st_ino, before.st_mtime_ns, before.st_ctime_ns),
-            (after.st_ino, after.st_mtime_ns, after.st_ctime_ns),
-        )
-        self.assertEqual(folder.st_mtime_ns, os.stat(self.home).st_mtime_ns)
-        self.assertEqual(content, self.read())
+    def test_where_nothing_changes_nothing_is_touched(self):
+        path = self.at("folder/app.env")
+        self.inject(path)
+        os.utime(path, ns=(10**18, 10**18))
+        before = tree(self.home), os.stat(path).st_ctime_ns
+        self.inject(path)
+        self.assertEqual((tree(self.home), os.stat(path).st_ctime_ns), before)
 
-    def test_a_symlink_is_followed_and_kept(self):
-        os.mkdir(os.path.join(self.home, "real"))
-        target = self.write(b"A=1\n", path=os.path.join(self.home, "real", "target.env"))
-        middle = os.path.join(self.home, "middle.env")
-        os.symlink(os.path.join("real", "target.env"), middle)
+    def test_links_are_followed_named_and_kept(self):
+        target, middle = self.at("real/target.env"), self.at("middle.env")
         os.symlink("middle.env", self.path)
-        self.inject()
-        self.assertEqual("middle.env", os.readlink(self.path))
-        self.assertEqual(os.path.join("real", "target.env"), os.readlink(middle))
-        self.assertEqual(("A=1\n" + self.text).encode(), self.read(target))
-        self.assertEqual(["target.env"], os.listdir(os.path.join(self.home, "real")))
-
-    def test_a_symlink_to_nothing_gets_its_target(self):
-        os.symlink(os.path.join("missing", "target.env"), self.path)
-        self.inject()
-        self.assertTrue(os.path.islink(self.path))
-        target = os.path.join(self.home, "missing", "target.env")
-        self.assertEqual(self.text.encode(), self.read(target))
-        self.assertEqual(0o600, self.mode(target))
-
-    def test_missing_parents_are_made(self):
-        path = os.path.join(self.home, "a", "b c", "new.env")
-        self.inject(path=path)
-        self.assertEqual(self.text.encode(), self.read(path))
-
-    def test_the_default_is_dot_env_here(self):
-        result = self.process("auth", "inject")
-        self.assertEqual((0, ""), (result.code, result.out), result.err)
-        self.assertEqual(self.text.encode(), self.read(os.path.join(self.home, ".env")))
+        os.symlink("real/target.env", middle)
+        for case in ("no folder", "a file"):
+            with self.subTest(case):
+                before = self.write(path=target) if case == "a file" else b""
+                label = f"{self.path} (a link to {target}) written"
+                self.assertIn(label, self.inject())
+                self.assertEqual(file_bytes(target), before + self.lines)
+                self.assertEqual(mode_of(target), "0o600")
+        self.assertEqual(os.readlink(self.path), "middle.env")
+        self.assertEqual(os.readlink(middle), "real/target.env")
+        self.assertEqual(os.listdir(self.at("real")), ["target.env"])
 
     def test_what_is_no_regular_file_is_refused(self):
         # never a device of the system here: run as root, a broken program would replace it
-        folder, loop, door = (
-            os.path.join(self.home, name) for name in ("folder.env", "loop.env", "door.env")
-        )
-        file = self.write(b"A=1\n")
-        os.mkdir(folder)
-        os.symlink("loop.env", loop)
+        self.write()
+        os.mkdir(self.at("folder.env"))
+        os.symlink("loop.env", self.at("loop.env"))
         with socket.socket(socket.AF_UNIX) as server:
-            server.bind(door)
-        for path in (folder, loop, door, os.path.join(file, "x.env")):
-            with self.subTest(path=path):
-                result = self.inject(code=1, path=path)
-                self.assertIn(os.path.basename(path), result.err)
-        self.assertEqual([], os.listdir(folder))
-        self.assertTrue(stat.S_ISSOCK(os.stat(door).st_mode))
-        self.assertEqual(b"A=1\n", self.read())
+            server.bind(self.at("door.env"))
+        for name in ("folder.env", "loop.env", "door.env", "app.env/x.env"):
+            with self.subTest(name):
+                self.refused(self.at(name), name)
+        self.refused("\ud800.env", "cannot be written")
 
     def test_a_fifo_is_refused_and_not_waited_for(self):
         os.mkfifo(self.path)
-        result = self.process("auth", "inject", "--env-file", self.path, timeout=10)
-        self.assertEqual((1, ""), (result.code, result.out))
-        self.assertRegex(result.err, r"\Aerror: .*app\.env.*\n\Z")
+        result = self.process("auth inject --env-file", self.path, timeout=10)
+        self.assert_one_error(result, 1, "app.env")
         self.assertTrue(stat.S_ISFIFO(os.stat(self.path).st_mode))
 
-    def test_what_is_not_utf_8_is_refused_and_left(self):
-        for content in (
-            b"A=\xff\n",
-            b"\xff\xfeA\x00=\x00",
-            b"A=\xed\xa0\x80\n",
-            b"A=1\n\xc3",
-        ):
-            with self.subTest(content=content):
+    def test_what_is_not_utf_8_is_refused(self):
+        for content in (b"A=\xff\n", b"\xff\xfeA\0=\0", b"A=\xed\xa0\x80\n", b"A=1\n\xc3"):
+            with self.subTest(content):
                 self.write(content)
-                inode = os.stat(self.path).st_ino
-                result = self.inject(code=1)
-                self.assertIn("UTF-8", result.err)
-                self.assertIn("app.env", result.err)
-                self.assertEqual(
-                    (content, inode, 10**18),
-                    (
-                        self.read(),
-                        os.stat(self.path).st_ino,
-                        os.stat(self.path).st_mtime_ns,
-                    ),
-                )
+                self.refused(names="app.env is not UTF-8")
 
     def test_in_place_only_where_a_rename_cannot_be(self):
-        for number in (errno.EBUSY, errno.EXDEV):
-            with self.subTest(errno=errno.errorcode[number]):
+        for error in ("EBUSY", "EXDEV"):
+            with self.subTest(error), failing(os, "replace", error):
                 # longer than what replaces it: nothing of it may stick out behind
                 self.write(b"LLAMA_CLOUD_API_KEY='" + b"long" * 99 + b"'\n", 0o640)
                 inode = os.stat(self.path).st_ino
-                with unittest.mock.patch(
-                    "os.replace", side_effect=OSError(number, "no rename")
-                ):
-                    result = self.inject()
-                self.assertEqual(self.text.encode(), self.read())
-                self.assertEqual((inode, 0o640), (os.stat(self.path).st_ino, self.mode()))
-                self.assertRegex(result.err, "warning: .*app.env.*crash")
-                self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
-
-    def test_a_rename_that_fails_for_another_reason_loses_nothing(self):
-        self.write(b"A=1\n")
-        with unittest.mock.patch(
-            "os.replace", side_effect=OSError(errno.ENOSPC, "disk full")
-        ):
-            result = self.inject(code=1)
-        self.assertIn("app.env", result.err)
-        self.assertEqual(b"A=1\n", self.read())
-        self.assertEqual({"app.env", "conf"}, set(os.listdir(self.home)))
+                self.assertRegex(self.inject(), "warning: .*app.env.*crash")
+                self.assertEqual(file_bytes(self.path), self.lines)
+                self.assertEqual(os.stat(self.path).st_ino, inode)
+                self.assertEqual(mode_of(self.path), "0o640")
+                self.assertEqual(sorted(os.listdir(self.home)), ["app.env", "conf"])
+        self.write()
+        with failing(os, "replace", "ENOSPC"):
+            self.refused()
 
     def test_a_full_disk_tears_nothing_that_is_written_in_place(self):
-        before = b"# mine\n" * 30
-        for room in (0, 1, 50, len(self.text) - 1):
-            with self.subTest(room=room):
-                inode = os.stat(self.write(before)).st_ino
-                with opening_fails(lambda path, _: path.endswith("-lock"), errno.EACCES):
-                    with file_size_limit(len(before) + room):
-                        result = self.call("auth", "inject", "--env-file", self.path)
-                self.assertEqual(1, result.code)
-                self.assertRegex(result.err, "warning: .*crash.*\nerror: .*app.env")
-                self.assertEqual((before, inode), (self.read(), os.stat(self.path).st_ino))
-
-    def test_a_name_that_the_system_cannot_encode_is_refused(self):
-        self.assertIn("cannot be written", self.inject(code=1, path="\ud800.env").err)
-
-    def test_a_value_that_needs_quotes_gets_them_and_a_warning(self):
-        for key, named in (
-            ("llx-CANARY$0123456789", ("docker",)),
-            ("llx-CANARY-it's-${A}-0123", ("docker", "python-dotenv")),
-        ):
-            with self.subTest(key=key):
-                self.with_profile(key=key)
-                result = self.inject()
-                for name in named:
-                    self.assertRegex(result.err, "warning: LLAMA_CLOUD_API_KEY .*" + name)
-                self.assertEqual(len(named) == 2, "python-dotenv" in result.err)
-                known = read_by_shells([self.read().decode()])[0]
-                self.assertEqual(key, known["LLAMA_CLOUD_API_KEY"])
-                self.assertNotIn(
-                    "warning",
-                    self.inject(env={"X": "1"}).err.replace(
-                        "warning: LLAMA_CLOUD_API_KEY", ""
-                    ),
+        before = self.write(b"# mine\n" * 30)
+        inode = os.stat(self.path).st_ino
+        for room in (0, 1, 50, len(self.lines) - 1):
+            with self.subTest(room=room), contextlib.ExitStack() as stack:
+                lock_fails = opening_fails(
+                    lambda path, _: path.endswith("-lock"), errno.EACCES
                 )
+                stack.enter_context(lock_fails)
+                stack.enter_context(file_size_limit(len(before) + room))
+                result = self.call("auth inject --env-file", self.path)
+                self.assertEqual(result.code, 1)
+                self.assertRegex(result.err, "warning: .*crash.*\nerror: .*app.env")
+                self.assertEqual(file_bytes(self.path), before)
+                self.assertEqual(os.stat(self.path).st_ino, inode)
 
-    def test_a_dash_prints_the_lines(self):
-        result = self.inject(path="-", sings=True)
-        self.assertEqual(sorted(self.lines), sorted(result.out.splitlines()))
-        self.assertTrue(result.out.endswith("\n"))
-        self.assertFalse(os.path.exists("-"))
-
-    def test_without_a_credential_no_file_is_made(self):
-        none = {"auth_type": "none", "api_key": None}
-        for profiles, code, hint in (
-            ((), 4, "llamactl auth "),
-            ((none,), 4, "llamactl auth "),
-            (({"project_id": None},), 2, "llamactl projects use"),
-        ):
-            with self.subTest(profiles=profiles):
-                self.write_store({})
-                for extra in profiles:
-                    self.with_profile(**extra)
-                self.assertIn("hint: " + hint, self.inject(code=code).err)
-                self.assertFalse(os.path.exists(self.path))
+    def test_who_cannot_read_the_quotes_that_a_value_needs_is_named(self):
+        self.with_profile(key="llx-CANARY-${A}-0123")
+        readers = "docker --env-file and python-dotenv and Next.js and Vite"
+        warning = f"warning: LLAMA_CLOUD_API_KEY needs quotes, which {readers} cannot read"
+        self.assertEqual(self.inject(), f"{warning}\n{self.path} written\n")
 
 
 # ========================================================================================
@@ -6374,20 +6078,28 @@ class OtherSystems(CommandCase):
 
     def setUp(self):
         super().setUp()
-        self.patch(WINDOWS=True)
+        self.patch(WINDOWS=True, LOCK_PAUSE=0.0)
         interrupt = signal.getsignal(signal.SIGINT)
         self.addCleanup(signal.signal, signal.SIGINT, interrupt)
 
+    @contextlib.contextmanager
+    def locking(self, outcomes):
+        """The one module for locks is msvcrt; yields its function, which has OUTCOMES."""
+        function = unittest.mock.Mock(side_effect=outcomes)
+        msvcrt = types.SimpleNamespace(locking=function, LK_NBLCK=2)
+        modules = {"fcntl": None, "msvcrt": msvcrt}
+        with unittest.mock.patch.dict(sys.modules, modules):
+            yield function
+
     def test_exec_waits_and_passes_the_code_on(self):
         self.with_profile()
-        with unittest.mock.patch.object(subprocess, "call", return_value=9) as call:
-            result = self.call("auth", "exec", "--", "tool", "-x")
-        self.assertEqual(result.code, 9)
-        self.assertEqual(call.call_args[0][0], ["tool", "-x"])
-        self.assertEqual(call.call_args[1]["env"]["LLAMA_CLOUD_API_KEY"], KEY)
-        for error, code in ((FileNotFoundError(), 127), (PermissionError(), 126)):
-            with unittest.mock.patch.object(subprocess, "call", side_effect=error):
-                self.assertEqual(self.call("auth", "exec", "--", "tool").code, code)
+        for outcome, code in (([9], 9), (FileNotFoundError, 127), (PermissionError, 126)):
+            with unittest.mock.patch.object(
+                subprocess, "call", side_effect=outcome
+            ) as call:
+                self.assertEqual(self.call("auth exec -- tool -x").code, code)
+            self.assertEqual(call.call_args[0][0], ["tool", "-x"])
+            self.assertEqual(call.call_args[1]["env"]["LLAMA_CLOUD_API_KEY"], KEY)
 
     def test_a_reader_holds_up_a_rename_but_for_a_moment(self):
         self.with_profile()
@@ -6398,54 +6110,29 @@ class OtherSystems(CommandCase):
                 raise refusals.pop()
             replace(source, target, **folders)
 
-        self.patch(LOCK_PAUSE=0.0)
         with unittest.mock.patch.object(os, "replace", stubborn):
-            self.done("auth", "logout", "main")
+            self.done("auth logout main")
         self.assertEqual((self.profiles(), refusals), ({}, []))
 
     def test_the_store_needs_nothing_of_posix(self):
         """No fcntl, no owners, no modes on descriptors, no folder that could be fsynced."""
-        calls, busy = [], [OSError(errno.EDEADLK, "busy"), OSError(errno.EACCES, "busy")]
-
-        def locking(descriptor, mode, size):
-            calls.append((mode, size))
-            if busy:
-                raise busy.pop()
-
-        fake = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
-        for name in ("geteuid", "getuid", "fchmod", "fchown", "uname"):
-            if hasattr(os, name):
-                patcher = unittest.mock.patch.object(os, name, create=True)
-                patcher.start()
-                self.addCleanup(patcher.stop)
-                delattr(os, name)
-        self.patch(LOCK_PAUSE=0.0)
-        with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
-            self.done("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
-            self.done("auth", "inject", "--env-file", os.path.join(self.home, "win.env"))
+        for name in "geteuid getuid fchmod fchown uname".split():
+            patcher = unittest.mock.patch.object(os, name)
+            patcher.start()
+            self.addCleanup(patcher.stop)
+            delattr(os, name)
+        busy = [OSError(errno.EDEADLK, "busy"), OSError(errno.EACCES, "busy")]
+        with self.locking(itertools.chain(busy, itertools.repeat(None))) as locking:
+            self.done(f"auth token --api-key {KEY} --project proj-alpha")
+            self.done("auth inject --env-file", os.path.join(self.home, "win.env"))
         self.assertEqual(list(self.profiles()), ["llx-wxyz"])
-        self.assertGreater(len(calls), 3)
-        self.assertEqual(set(calls), {(2, 1)})
+        self.assertGreater(locking.call_count, 3)
+        self.assertEqual({call[0][1:] for call in locking.call_args_list}, {(2, 1)})
 
     def test_a_lock_that_a_live_process_holds_is_named(self):
-        fake = types.SimpleNamespace(
-            locking=unittest.mock.Mock(side_effect=OSError(errno.EACCES, "busy")),
-            LK_NBLCK=2,
-        )
         self.patch(LOCK_TIMEOUT=0.05)
-        with unittest.mock.patch.dict(sys.modules, {"fcntl": None, "msvcrt": fake}):
-            self.expect_failure(self.call("auth", "use", "x"), 1, "profiles.json")
-
-    def test_folder(self):
-        roaming = os.path.join(self.home, "Roaming")
-        self.done(
-            "environments",
-            "add",
-            NOWHERE,
-            "--no-verify",
-            env={"LLAMACTL_CONFIG_DIR": "", "APPDATA": roaming, "XDG_CONFIG_HOME": "/x"},
-        )
-        self.assertIn("profiles.json", os.listdir(os.path.join(roaming, "llamactl")))
+        with self.locking(OSError(errno.EACCES, "busy")):
+            self.expect_failure(self.call("auth use x"), 1, "profiles.json")
 
 
 # ========================================================================================
