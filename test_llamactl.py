@@ -6763,7 +6763,7 @@ class OtherSystems(CommandCase):
 
 
 class StoreCase(DiskCase, CommandCase):
-    """What both say of files and of commands, with a stand-in."""
+    """Files and commands, with a stand-in."""
 
     def setUp(self):
         DiskCase.setUp(self)
@@ -6988,7 +6988,7 @@ class DamagedStoreTest(StoreCase):
             yield name, {other: value[other] for other in value if other != name}
             changed = list(self.variants(item)) if isinstance(item, dict) else []
             for place, new in changed + [("", wrong) for wrong in self.WRONG]:
-                yield "%s/%s" % (name, place), dict(value, **{name: new})
+                yield f"{name}/{place}", dict(value, **{name: new})
 
     def test_wrong_types_everywhere_are_damage_or_do_no_harm(self):
         writers = (("auth login --resume",), ("auth use me",), ("auth logout me",))
@@ -7062,7 +7062,7 @@ class CrowdTest(StoreCase):
         return load(result.out), result.err
 
     def test_32_processes_at_once_lose_nothing_while_readers_read(self):
-        keys = ["llx-CANARY-0123456789abcdef-%04d" % number for number in range(32)]
+        keys = [f"llx-CANARY-0123456789abcdef-{number:04}" for number in range(32)]
         token = "auth token --no-verify --project p --api-key "
         process = self.crowd([token + key for key in keys])
         store, seen, readings = llamactl.Store(self.folder, self.fail), 0, 0
@@ -7087,7 +7087,7 @@ class CrowdTest(StoreCase):
         login = self.log_in()
         codes, told = self.finish(self.crowd(["auth logout dev@example.com"] * 8))
         # who comes when it is gone is told so
-        late = told.count("error: %s has no profile dev@example.com" % self.url)
+        late = told.count(f"error: {self.url} has no profile dev@example.com")
         self.assertEqual(sorted(codes), [0] * (8 - late) + [1] * late, told)
         self.assertLess(late, 8)
         self.assertEqual((self.cloud.refreshes, self.cloud.reuse_detected), (1, 0))
@@ -7119,9 +7119,9 @@ class LeakTest(StoreCase):
         return path
 
     def start(self, is_login):
-        """A profile dev@example.com, what a crash left of it, and one elsewhere."""
+        """A login or a key, what a crash left of it, and a profile elsewhere."""
         self.write_store({})
-        self.done("environments add %s --no-verify" % self.OTHER)
+        self.done(f"environments add {self.OTHER} --no-verify")
         self.done("auth token --no-verify --api-key elsewhere --project p --name there")
         self.done("environments use " + self.url)
         if is_login:
@@ -7280,7 +7280,7 @@ class ProfilesTest(StoreCase):
 
     def test_logging_out_of_one_of_thousands_keeps_the_others_and_the_selection(self):
         profile = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"}
-        others = {"p%05d" % number: profile for number in range(2000)}
+        others = {f"p{number:05}": profile for number in range(2000)}
         self.write_store(dict(others, gone=dict(profile, api_key=OTHER_KEY)), "p00001")
         self.done("auth logout gone")
         self.assertEqual((self.profiles(), self.current()), (others, "p00001"))
