@@ -6140,253 +6140,187 @@ class OtherSystems(CommandCase):
 # ========================================================================================
 
 
-class OddStoreTest(DiskCase):
+class StoreCase(DiskCase, CommandCase):
+    """Files and commands, with a stand-in."""
+
     def setUp(self):
         DiskCase.setUp(self)
         self.cloud = self.cloud_server()
+
+
+class OddStoreTest(StoreCase):
+    def setUp(self):
+        super().setUp()
         self.with_profile()
 
-    def assert_refused_and_untouched(self, names=""):
-        """Every reader and every writer exits 1 in one line; the variables' credential
-        works."""
-        before, names = self.unlocked_tree(), names or self.store_path
-        for command in self.OFFLINE_READERS + self.WRITERS:
-            with self.subTest(command):
-                self.assert_one_error(self.call(*command), 1, names)
-                self.assertEqual(self.unlocked_tree(), before)
-        self.assertEqual(self.cloud.requests, [])
-        self.assertEqual(self.call("projects", "get", env=self.of_variables()).code, 0)
-
     def unlocked_tree(self):
-        """The tree without the lock, which writers may make, and so without folders'
-        times."""
+        """The tree without locks, which writers may make, and so without times."""
         return {
-            path: entry[0] if entry[0].startswith("0o4") else entry
-            for path, entry in tree(self.home).items()
+            path: (mode, inode, content)
+            for path, (mode, inode, _, content) in tree(self.home).items()
             if not path.endswith(".lock")
         }
+
+    def assert_refused(self, commands, path):
+        """COMMANDS exit 1 in one line that names PATH, and touch nothing."""
+        before = self.unlocked_tree()
+        for command in commands:
+            with self.subTest(command):
+                self.assert_one_error(self.call(*command), 1, path)
+                self.assertEqual(self.unlocked_tree(), before)
+
+    def assert_nobody_uses(self, path):
+        """Neither readers nor writers do; the variables' credential works."""
+        self.assert_refused(self.OFFLINE_READERS + self.WRITERS, path)
+        self.done("projects get", env=self.of_variables())
+        self.assertEqual(self.requests(), [("GET", LIST_PROJECTS)])
+        self.cloud.reset()
 
     def test_a_folder_in_its_place(self):
         os.unlink(self.store_path)
         os.mkdir(self.store_path)
-        self.assert_refused_and_untouched()
+        self.assert_nobody_uses(self.store_path)
+
+    def test_a_link_to_itself(self):
+        os.unlink(self.store_path)
+        os.symlink("profiles.json", self.store_path)
+        self.assert_nobody_uses(self.store_path)
 
     def test_a_fifo_hangs_nobody(self):
         os.unlink(self.store_path)
         os.mkfifo(self.store_path, 0o600)
-        for command in (("auth", "get"),) + self.ALWAYS_WRITERS[:1]:
-            # whole processes, which a time limit can end, and no call before both have
-            # passed
-            result = self.process(*command, timeout=20)
-            self.assert_one_error(result, 1, self.store_path)
-        self.assert_refused_and_untouched()
-        self.assertTrue(stat.S_ISFIFO(os.stat(self.store_path).st_mode))
+        for command in (("auth", "get"), self.ALWAYS_WRITERS[0]):
+            # first whole processes, which a time limit can end
+            self.assert_one_error(self.process(*command, timeout=20), 1, self.store_path)
+        self.assert_nobody_uses(self.store_path)
 
-    def test_unreadable(self):
+    def test_a_file_in_place_of_the_folder(self):
+        shutil.rmtree(self.folder)
+        shutil.copy(PROGRAM, self.folder)
+        self.assert_nobody_uses(self.folder)
+
+    def test_an_unreadable_file(self):
         def is_store(path, flags):
             return path == self.store_path
 
         for number in (errno.EACCES, errno.EIO, errno.EPERM):
             with self.subTest(errno.errorcode[number]), opening_fails(is_store, number):
-                self.assert_refused_and_untouched()
-                self.cloud.reset()
+                self.assert_nobody_uses(self.store_path)
 
     def test_a_newer_version(self):
-        for newer in ({"version": 2}, {"version": 99, "profiles": [], "environments": 7}):
+        for newer in (
+            b'{"version": 2}',
+            b'{"version": 99, "profiles": [], "environments": 7}',
+        ):
             with self.subTest(newer):
-                self.put(json.dumps(newer).encode())
-                self.assert_refused_and_untouched()
-                self.cloud.reset()
-
-    def test_a_link_to_itself(self):
-        os.unlink(self.store_path)
-        os.symlink("profiles.json", self.store_path)
-        self.assert_refused_and_untouched()
-
-    def test_the_folder_is_a_file(self):
-        shutil.rmtree(self.folder)
-        with open(self.folder, "w") as file:
-            file.write("mine")
-        self.assert_refused_and_untouched(self.folder)
-
-    def test_the_lock_file_is_no_file(self):
-        os.mkdir(self.store_path + ".lock")
-        before = tree(self.home)
-        for command in self.WRITERS:
-            with self.subTest(command):
-                self.assert_one_error(self.call(*command), 1, self.store_path)
-        self.assertEqual(tree(self.home), before)
-        self.assertEqual(self.call("auth", "get").code, 0)
+                self.put(newer)
+                self.assert_nobody_uses(self.store_path)
 
     def test_a_link_is_followed_and_kept(self):
-        valid = file_bytes(self.store_path)
-        for target, there in (
-            ("real/profiles.json", True),
-            ("real/profiles.json", False),
-            ("missing/profiles.json", False),
+        profile = file_bytes(self.store_path)
+        for target, content in (
+            ("real/profiles.json", profile),
+            ("real/profiles.json", None),
+            ("missing/profiles.json", None),
         ):
-            for kind in ("relative", "absolute"):
-                with self.subTest(target=target, there=there, kind=kind):
+            for start in ("", self.folder + "/"):
+                with self.subTest(target=start + target, content=content):
                     shutil.rmtree(self.folder)
-                    os.makedirs(os.path.join(self.folder, "real"), 0o700)
-                    real = os.path.join(self.folder, target)
-                    os.symlink(target if kind == "relative" else real, self.store_path)
-                    if there:
-                        with open(real, "wb") as file:
-                            file.write(valid)
-                    reading = self.call("auth", "get", "-o", "json")
-                    self.assertEqual(
-                        (reading.code, len(load(reading.out))), (0, int(there))
-                    )
-                    self.assertEqual(self.call(*self.ALWAYS_WRITERS[0]).code, 0)
+                    os.makedirs(self.folder + "/real")
+                    os.symlink(start + target, self.store_path)
+                    if content:
+                        self.put(content)
+                    count = len(self.rows("auth get"))
+                    self.assertEqual(count, int(bool(content)))
+                    self.done(*self.ALWAYS_WRITERS[0])
+                    self.assertEqual(len(self.rows("auth get --all")), count + 1)
                     self.assertTrue(os.path.islink(self.store_path))
-                    self.assertEqual(mode_of(real), "0o600")
-                    names = [
-                        name for name in self.files() if name.startswith("profiles.json.")
-                    ]
-                    self.assertIn(names, ([], ["profiles.json.lock"]))
-                    profiles = [record["profiles"] for record in self.stored().values()]
-                    self.assertEqual(sum(map(len, profiles)), 1 + there)
+                    self.assertEqual(mode_of(self.store_path), "0o600")
+                    self.assertNotIn("profiles.json.new", self.files())
 
     def test_what_a_crash_left_is_overwritten_and_removed(self):
-        for made in ("file", "link"):
+        victim = os.path.join(self.home, "victim")
+        for leave in (os.symlink, shutil.copy):
+            with open(victim, "w") as file:
+                file.write("not ours")
             for command in self.WRITERS:
-                with self.subTest(made=made, command=command):
+                with self.subTest(leave=leave, command=command):
                     self.with_profile()
-                    victim = os.path.join(self.home, "victim")
-                    with open(victim, "w") as file:
-                        file.write("not ours")
-                    if made == "link":
-                        os.symlink(victim, self.store_path + ".new")
-                    else:
-                        shutil.copy(self.store_path, self.store_path + ".new")
-                    self.assertEqual(self.call(*command).code, 0)
+                    leave(victim, self.store_path + ".new")
+                    with open(self.store_path + ".lock", "w") as file:
+                        file.write("12345\n")
+                    self.done(*command)
                     self.assertEqual(self.files(), STORE_FILES)
                     self.assertEqual(file_bytes(victim), b"not ours")
                     self.assertFalse(os.path.islink(self.store_path))
 
-    def test_a_left_over_lock_file_blocks_nobody(self):
-        for content in (b"", b"12345\n"):
-            with open(self.store_path + ".lock", "wb") as file:
-                file.write(content)
-            self.assertEqual(self.call("auth", "use", "main").code, 0)
-
-    def test_a_lock_that_is_held_is_an_error_that_names_the_file(self):
+    def test_a_lock_that_cannot_be_had_stops_writers_alone(self):
+        """Held by another process, or no file."""
+        lock = self.store_path + ".lock"
         self.assertEqual(llamactl.LOCK_TIMEOUT, 10)
-        before = file_bytes(self.store_path)
-        with unittest.mock.patch.object(llamactl, "LOCK_TIMEOUT", 0.0):
-            with locked(self.store_path + ".lock"):
-                for command in self.WRITERS:
-                    with self.subTest(command):
-                        self.assert_one_error(
-                            self.call(*command), 1, self.store_path + ".lock"
-                        )
-                        self.assertEqual(file_bytes(self.store_path), before)
-                for command in self.READERS:
-                    with self.subTest(command):
-                        self.assertEqual(self.call(*command).code, 0)
+        self.patch(LOCK_TIMEOUT=0.0)
+        with locked(lock):
+            self.assert_refused(self.WRITERS, lock)
+            for command in self.READERS:
+                self.done(*command)
+        os.unlink(lock)
+        os.mkdir(lock)
+        self.assert_refused(self.WRITERS, self.store_path)
+        self.done("auth get")
 
     def test_a_lock_that_is_let_go_is_waited_for(self):
         with locked(self.store_path + ".lock") as let_go:
-
-            def pause(seconds):
-                pauses.append(seconds)
-                let_go()
-
-            pauses = []
-            with unittest.mock.patch.object(llamactl.time, "sleep", pause):
-                self.assertEqual(self.call("auth", "logout", "main").code, 0)
-        self.assertEqual(len(pauses), 1)
-        self.assertEqual(self.profiles(), {})
+            with unittest.mock.patch.object(llamactl.time, "sleep") as pause:
+                pause.side_effect = lambda seconds: let_go()
+                self.done("auth logout main")
+        self.assertEqual((pause.call_count, self.profiles()), (1, {}))
 
 
-class DamagedStoreTest(DiskCase):
-    URL = "https://llama.example.com"
-
-    def setUp(self):
-        DiskCase.setUp(self)
-        self.url = self.URL
-
-    def whole_store(self):
-        """A store with every member that there may be."""
-        token = {
-            "auth_type": "token",
-            "api_key": KEY,
-            "project_id": "proj-alpha",
-            "project_name": "Alpha",
-            "org_id": "org-one",
-        }
-        login = dict(
-            token,
-            auth_type="oidc",
-            api_key_id="key-1",
-            sub="user-1",
-            issuer=self.URL,
-            email="dev@example.com",
-            access_token="at-CANARY-0123456789",
-            access_expires_at=1.5,
-            refresh_token="rt-CANARY-0123456789",
-        )
-        none = dict(token, auth_type="none", api_key=None)
-        waiting = {
-            "verification_uri": self.URL,
-            "verification_uri_complete": None,
-            "user_code": "ABCD-EFGH",
-            "expires_at": 4102444800,
-            "interval": 5.0,
-            "device_code": "dc-CANARY-0123456789",
-        }
-        record = {
-            "requires_auth": True,
-            "min_llamactl_version": None,
-            "current_profile": "main",
-            "profiles": {"main": token, "me": login, "open": none},
-            "login": waiting,
-        }
-        return {
-            "version": 1,
-            "current_environment": self.URL,
-            "environments": {self.URL: record},
-        }
-
-    def damages(self):
-        whole = json.dumps(self.whole_store()).encode()
-        deep = b"[" * 100000 + b"]" * 100000
-        return (
-            b"",
-            b" ",
-            b"\n",
-            b"\0" * 64,
-            b"null",
-            b"[]",
-            b"7",
-            b'"text"',
-            b"{}",
-            b"{",
-            b"}",
-            b"not JSON at all",
-            b"\xff\xfe" + whole,
-            whole.replace(b"Alpha", b"\xff\x80"),
-            whole[:-1],
-            whole + b"}",
-            whole * 2,
-            whole.replace(b'"version": 1', b'"version": "1"'),
-            whole.replace(b'"version": 1', b'"version": true'),
-            whole.replace(b'"version": 1', b'"version": null'),
-            whole.replace(b'"version": 1, ', b""),
-            deep,
-            b'{"version": 1, "environments": ' + deep,
-            b'{"version": 1, "current_environment": null, "environments": {"' + b"x" * 10,
-            whole.decode().encode("utf-16"),
-        )
-
-    def test_the_whole_store_is_not_damaged(self):
-        self.put(json.dumps(self.whole_store()).encode())
-        result = self.call("auth", "get", "-o", "json")
-        self.assertEqual([row["name"] for row in load(result.out)], ["main", "me", "open"])
+class DamagedStoreTest(StoreCase):
+    # every member that there may be, but no provider: a login would ask it for ever
+    WHOLE = b"""{"version": 1, "current_environment": "http://127.0.0.1:1",
+ "environments": {"http://127.0.0.1:1": {
+  "requires_auth": true, "min_llamactl_version": null, "current_profile": "main",
+  "profiles": {
+   "main": {"auth_type": "token", "api_key": "llx-CANARY-0123456789abcdef-wxyz",
+    "project_id": "proj-alpha", "project_name": "Alpha", "org_id": "org-one"},
+   "me": {"auth_type": "oidc", "api_key": "llx-CANARY-fedcba9876543210-abcd",
+    "project_id": "proj-alpha", "project_name": "Alpha", "org_id": "org-one",
+    "api_key_id": "key-1", "sub": "user-1", "issuer": "http://127.0.0.1:1",
+    "email": "dev@example.com", "access_token": "at-CANARY-0123456789",
+    "access_expires_at": 1.5, "refresh_token": "rt-CANARY-0123456789"},
+   "open": {"auth_type": "none", "api_key": null, "project_id": "proj-alpha"}},
+  "login": {"verification_uri": "http://127.0.0.1:1",
+   "verification_uri_complete": null, "user_code": "ABCD-EFGH",
+   "expires_at": 4102444800, "interval": 5.0, "device_code": "dc-CANARY-0123456789"}
+}}}"""
+    DEEP = b"[" * 100000 + b"]" * 100000
+    DAMAGES = (
+        b"",
+        b" ",
+        b"\n",
+        b"\0" * 64,
+        *b'null [] 7 "text" {} { } no-JSON'.split(),
+        b"\xff\xfe" + WHOLE,
+        WHOLE.replace(b"Alpha", b"\xff\x80"),
+        WHOLE.decode().encode("utf-16"),
+        WHOLE + b"}",
+        WHOLE * 2,
+        WHOLE.replace(b'"version": 1', b'"version": "1"'),
+        WHOLE.replace(b'"version": 1', b'"version": true'),
+        WHOLE.replace(b'"version": 1', b'"version": null'),
+        WHOLE.replace(b'"version": 1,', b""),
+        DEEP,
+        b'{"version": 1, "environments": ' + DEEP,
+    )
+    UNWRITABLE = (  # numbers that can be read, but not written again
+        WHOLE.replace(b"4102444800", b"1e999"),
+        WHOLE[:-1] + b', "x": [-1e999]}',
+    )
+    WRONG = (None, True, float("inf"), "\ud800", [1], {"a": {"b": 1}}, 10**400)
 
     def test_readers_name_it_and_touch_nothing(self):
-        for damage in self.damages():
+        for damage in self.DAMAGES:
             self.put(damage, 0o644)
             before = tree(self.home)
             for command in self.OFFLINE_READERS:
@@ -6395,264 +6329,158 @@ class DamagedStoreTest(DiskCase):
             self.assertEqual(tree(self.home), before)
 
     def test_a_writer_sets_it_aside_warns_and_goes_on(self):
-        for damage in self.damages():
+        for damage in self.DAMAGES + self.UNWRITABLE:
             for command in self.ALWAYS_WRITERS:
-                with self.subTest(damage=damage[:60], command=command[:2]):
-                    self.put(damage, 0o644)
-                    result = self.call(*command)
-                    self.assertEqual(result.code, 0, result.err)
-                    (copy,) = set(self.files()) - set(STORE_FILES)
-                    path = os.path.join(self.folder, copy)
-                    self.assertTrue(copy.startswith("profiles.json.damaged-"), copy)
-                    self.assertEqual((file_bytes(path), mode_of(path)), (damage, "0o600"))
-                    self.assertEqual(
-                        sum(path in line for line in self.warnings_of(result)),
-                        1,
-                        result.err,
-                    )
-                    self.assertEqual(self.call("auth", "get").code, 0)
+                with self.subTest(damage=damage[:60], command=command):
                     shutil.rmtree(self.folder)
+                    self.put(damage, 0o644)
+                    result = self.done(*command)
+                    (name,) = set(self.files()) - set(STORE_FILES)
+                    self.assertRegex(name, r"^profiles\.json\.damaged-")
+                    copy = os.path.join(self.folder, name)
+                    self.assertEqual((file_bytes(copy), mode_of(copy)), (damage, "0o600"))
+                    told = [copy in warning for warning in self.warnings_of(result)]
+                    self.assertEqual(told.count(True), 1, result.err)
+                    self.done("auth get")
 
     def test_no_damaged_copy_replaces_another(self):
-        for damage in (b"first", b"second", b"third"):
+        damages = {b"first", b"second", b"third"}
+        for damage in damages:
             self.put(damage)
-            self.assertEqual(self.call(*self.ALWAYS_WRITERS[1]).code, 0)
-        copies = [
-            file_bytes(os.path.join(self.folder, name))
-            for name in self.files()
-            if ".damaged-" in name
-        ]
-        self.assertEqual(sorted(copies), [b"first", b"second", b"third"])
+            self.done(*self.ALWAYS_WRITERS[1])
+        contents = {file_bytes(os.path.join(self.folder, name)) for name in self.files()}
+        self.assertLess(damages, contents)
 
     def test_cut_off_after_every_byte(self):
         store = llamactl.Store(self.folder, self.fail)
-        whole = json.dumps(self.whole_store()).encode()
-        for size in range(len(whole)):
-            self.put(whole[:size])
-            with self.assertRaises(llamactl.Failure) as caught:
+        self.put(self.WHOLE)
+        self.assertEqual(store.load(), load(self.WHOLE.decode()))
+        for size in reversed(range(len(self.WHOLE))):
+            os.truncate(self.store_path, size)
+            with self.assertRaisesRegex(llamactl.Failure, re.escape(self.store_path)):
                 store.load()
-            self.assertIn(self.store_path, str(caught.exception))
-        self.put(whole)
-        self.assertEqual(store.load(), self.whole_store())
+
+    def variants(self, value):
+        """VALUE with each of its members in turn missing and as each other type."""
+        for name, item in value.items():
+            yield name, {other: value[other] for other in value if other != name}
+            changed = list(self.variants(item)) if isinstance(item, dict) else []
+            for place, new in changed + [("", wrong) for wrong in self.WRONG]:
+                yield f"{name}/{place}", dict(value, **{name: new})
 
     def test_wrong_types_everywhere_are_damage_or_do_no_harm(self):
-        """Each member of a whole store in turn as each other type: never a mistake of
-        ours."""
-        wrong = (None, True, float("inf"), "\ud800", [1], {"a": {"b": 1}}, 10**400)
-        commands = self.OFFLINE_READERS + (
-            ("auth", "login", "--resume"),
-            ("auth", "use", "me"),
-            ("auth", "logout", "me"),
-        )
-        refused, accepted = 0, 0
-        nobody = (llamactl.Unreachable("nobody is there", llamactl.NOT_CONNECTED),)
-        with unittest.mock.patch.object(
-            llamactl.Client, "send", side_effect=nobody * 10**6
-        ):
-            for place, value, content in self.variants(wrong):
-                self.put(content)
-                try:
-                    llamactl.Store(self.folder, self.fail).load()
-                except llamactl.Failure as failure:
-                    refused += 1
-                    self.assertIn(self.store_path, failure.message)
-                    continue
-                accepted += 1
-                for command in commands:
-                    with self.subTest(place=place, value=value, command=command[:3]):
+        writers = (("auth login --resume",), ("auth use me",), ("auth logout me",))
+        refused, accepted = [], []
+        for place, data in self.variants(load(self.WHOLE.decode())):
+            content = json.dumps(data).encode()
+            self.put(content)
+            try:
+                llamactl.Store(self.folder, self.fail).load()
+            except llamactl.Failure as failure:
+                self.assertIn(self.store_path, failure.message)
+                refused.append(place)
+                continue
+            accepted.append(place)
+            for command in self.OFFLINE_READERS + writers:
+                with self.subTest(place=place, command=command):
+                    if command in writers:
                         self.put(content)
-                        result = self.call(*command, sings="inject" in command)
-                        self.assertIn(result.code, (0, 1, 2, 4, 5), result)
-        self.assertGreater(refused, 50)
-        self.assertGreater(accepted, 10)
-
-    def variants(self, wrong):
-        places = list(self.places(self.whole_store(), ()))
-        for place in places:
-            for value in wrong:
-                whole = self.whole_store()
-                inner = whole
-                for name in place[:-1]:
-                    inner = inner[name]
-                if inner[place[-1]] != value:
-                    inner[place[-1]] = value
-                    yield place, value, json.dumps(whole).encode()
-            whole = inner = self.whole_store()
-            for name in place[:-1]:
-                inner = inner[name]
-            del inner[place[-1]]
-            yield place, "missing", json.dumps(whole).encode()
-
-    def places(self, value, place):
-        """The path of names to every member of VALUE."""
-        for name, item in value.items():
-            yield place + (name,)
-            if isinstance(item, dict):
-                yield from self.places(item, place + (name,))
+                    result = self.call(*command, sings="inject" in command)
+                    self.assertIn(result.code, (0, 1, 2, 4, 5), result)
+        self.assertGreater(len(refused), 50)
+        self.assertGreater(len(accepted), 10)
 
     def test_deep_nesting_in_a_member_of_no_meaning(self):
+        """The next change keeps it, or sets the file aside."""
         for depth in (300, 900, 990, 5000, 20000):
             with self.subTest(depth):
-                whole = json.dumps(self.whole_store())[:-1]
-                self.put((whole + ', "x": ' + "[" * depth + "]" * depth + "}").encode())
-                self.assertIn(self.call("auth", "get").code, (0, 1))
-                result = self.call(*self.ALWAYS_WRITERS[0])
-                self.assertEqual(
-                    result.code, 0, result.err
-                )  # kept, or set aside as damaged
-                self.assertEqual(self.call("auth", "get").code, 0)
-
-    def test_a_number_that_cannot_be_written_again_is_damage(self):
-        whole = json.dumps(self.whole_store())
-        for damage in (
-            whole.replace("4102444800", "1e999"),
-            whole[:-1] + ', "x": [-1e999]}',
-        ):
-            with self.subTest(damage=damage[-20:]):
-                self.put(damage.encode())
-                self.assertIn("damaged-", self.call(*self.ALWAYS_WRITERS[0]).err)
-                self.assertEqual(self.call("auth", "get").code, 0)
-                (copy,) = set(self.files()) - set(STORE_FILES)
-                self.assertEqual(
-                    file_bytes(os.path.join(self.folder, copy)), damage.encode()
-                )
-                shutil.rmtree(self.folder)
+                nested = b"[" * depth + b"]" * depth
+                self.put(self.WHOLE[:-1] + b', "x": ' + nested + b"}")
+                self.assertIn(self.call("auth get").code, (0, 1))
+                self.done(*self.ALWAYS_WRITERS[0])
+                self.done("auth get")
 
 
 # ========================================================================================
 # store: crowds
 # ========================================================================================
 
+# Becomes a process for each command line, lets all go at once, and tells their exit codes.
+CROWD = """
+import json, os, sys
+_, program, _, *commands = sys.argv
+sys.path.insert(0, os.path.dirname(program))
+import llamactl
+gate, opener = os.pipe()
+children = []
+for command in commands:
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.close(opener)
+        os.read(gate, 1)
+        os._exit(llamactl.main(command.split()))
+os.close(opener)
+statuses = [os.waitpid(child, 0)[1] for child in children]
+print(json.dumps([status >> 8 or status for status in statuses]))
+"""
 
-class CrowdTest(DiskCase):
-    def setUp(self):
-        DiskCase.setUp(self)
-        self.cloud = self.cloud_server()
 
-    def start_all(self, commands):
-        """A process for each command, all at once; killed at the end if need be."""
-        processes = [self.spawn(*command, stdin=subprocess.DEVNULL) for command in commands]
-        for process in processes:
-            self.addCleanup(self.stop, process)
-        return processes
-
-    def stop(self, process):
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-    def finish_all(self, processes, codes=(0,)):
-        results = []
-        for process in processes:
-            out, err = process.communicate()
-            results.append(self.note(process.returncode, out, err))
-        self.assertEqual([r.err for r in results if r.code not in codes], [])
-        return results
-
-    def test_32_processes_of_auth_token_while_readers_read(self):
-        keys = ["llx-CANARY-0123456789abcdef-%04d" % number for number in range(32)]
-        for key in keys:
-            self.cloud.add_key(key)
-        processes = self.start_all(
-            ("auth", "token", "--project", "proj-alpha", "--api-key", key) for key in keys
+class CrowdTest(StoreCase):
+    def crowd(self, commands):
+        process = self.spawn(
+            "crowd", *commands, python=("-c", CROWD), stdin=subprocess.DEVNULL
         )
-        reader, seen, readings = llamactl.Store(self.folder, self.fail), 0, 0
-        while any(process.poll() is None for process in processes):
-            with contextlib.suppress(
-                subprocess.TimeoutExpired
-            ):  # the writers need the CPUs too
-                processes[-1].wait(0.002)
-            with open(self.store_path, "rb") as file:  # as any other program would read it
-                count = len(
-                    json.loads(file.read().decode())["environments"][self.url]["profiles"]
-                )
-            now = len(reader.load()["environments"][self.url]["profiles"])
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
+
+    def finish(self, process):
+        """The exit codes of a crowd, and all that it said."""
+        result = self.note(0, *process.communicate())
+        return load(result.out), result.err
+
+    def test_32_processes_at_once_lose_nothing_while_readers_read(self):
+        keys = [f"llx-CANARY-0123456789abcdef-{number:04}" for number in range(32)]
+        token = "auth token --no-verify --project p --api-key "
+        process = self.crowd([token + key for key in keys])
+        store, seen, readings = llamactl.Store(self.folder, self.fail), 0, 0
+        while process.returncode is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.002)  # the writers need the CPUs too
+            count = len(self.profiles())  # as any other program would read it
+            now = len(store.load()["environments"][self.url]["profiles"])
             self.assertLessEqual(seen, count)
             self.assertLessEqual(count, now)
             seen, readings = now, readings + 1
-        self.finish_all(processes)
+        codes, told = self.finish(process)
+        self.assertEqual(codes, [0] * 32, told)
         self.assertGreater(readings, 10)
-        profiles = self.profiles()
-        self.assertEqual(sorted(profile["api_key"] for profile in profiles.values()), keys)
-        self.assertEqual(sorted(profiles), ["llx-%04d" % number for number in range(32)])
+        self.assertEqual(
+            {name: profile["api_key"] for name, profile in self.profiles().items()},
+            {"llx-" + key[-4:]: key for key in keys},
+        )
         self.assertEqual(self.files(), STORE_FILES)
 
-    def test_16_commands_of_an_expired_login_refresh_nothing(self):
-        login = self.log_in(expired=True)
-        self.cloud.reset()
-        refreshes = self.cloud.refreshes
-        results = self.finish_all(self.start_all([("projects", "get", "-o", "json")] * 16))
-        self.assertEqual([len(load(result.out)) for result in results], [2] * 16)
-        self.assertEqual(
-            {request.path for request in self.cloud.requests},
-            {"/api/v1beta1/deployments/list-projects"},
-        )
-        self.assertEqual((len(self.cloud.requests), self.cloud.refreshes), (16, refreshes))
-        self.assertEqual(self.profiles()["dev@example.com"], login)
-
-    def test_eight_logouts_of_one_login(self):
-        login = self.log_in(expired=True)
-        refreshes = self.cloud.refreshes
-        results = self.finish_all(
-            self.start_all([("auth", "logout", "dev@example.com")] * 8), codes=(0, 1)
-        )
-        late = [result.err for result in results if result.code]
-        self.assertLess(len(late), 8)  # who comes when it is gone is told so
-        for err in late:
-            self.assertIn("has no profile dev@example.com", err)
-        self.assertLessEqual(self.cloud.refreshes - refreshes, 1)
-        self.assertEqual(self.cloud.reuse_detected, 0)
+    def test_eight_logouts_of_one_login_refresh_it_once(self):
+        login = self.log_in()
+        codes, told = self.finish(self.crowd(["auth logout dev@example.com"] * 8))
+        # who comes when it is gone is told so
+        late = told.count(f"error: {self.url} has no profile dev@example.com")
+        self.assertEqual(sorted(codes), [0] * (8 - late) + [1] * late, told)
+        self.assertLess(late, 8)
+        self.assertEqual((self.cloud.refreshes, self.cloud.reuse_detected), (1, 0))
         self.assertNotIn(login["api_key"], self.cloud.keys_alive())
         self.assertTrue(self.cloud.logins[0]["revoked"])
-        self.assertEqual(self.profiles(), {})
-        self.assert_nowhere(login["api_key"], login["refresh_token"], login["access_token"])
+        self.assert_nowhere(CANARY)
 
-    def test_the_rotated_token_is_on_disk_before_its_access_token_is_used(self):
-        login, stored = self.log_in(expired=True), []
-        receive = self.cloud.receive
-
-        def look_at_the_disk(request):
-            if request.method == "DELETE":
-                stored.append((request.headers["authorization"], self.profiles()))
-            return receive(request)
-
-        with unittest.mock.patch.object(self.cloud, "receive", look_at_the_disk):
-            self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
-        ((bearer, profiles),) = stored
-        profile = profiles["dev@example.com"]
-        self.assertEqual(bearer, "Bearer " + profile["access_token"])
-        self.assertNotEqual(profile["refresh_token"], login["refresh_token"])
-        self.assertFalse(self.cloud.refresh_tokens[profile["refresh_token"]]["used"])
-
-    def test_a_crowd_with_the_lock_held_by_a_killed_process(self):
-        """The kernel lets go of a dead process's lock, whoever waits for it then."""
-        self.with_profile()
-        holder = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "import fcntl, sys, time\nf = open(sys.argv[1], 'w')\n"
-                "fcntl.flock(f, fcntl.LOCK_EX)\nprint(1, flush=True)\ntime.sleep(60)",
-                self.store_path + ".lock",
-            ],
-            stdout=subprocess.PIPE,
-        )
-        self.addCleanup(holder.stdout.close)
-        self.assertEqual(holder.stdout.read(1), b"1")
-        tried, try_lock = threading.Event(), llamactl.try_lock
-
-        def noted(descriptor):
-            taken = try_lock(descriptor)
-            if not taken and not tried.is_set():
-                tried.set()
-                holder.kill()
-                holder.wait()
-            return taken
-
-        with unittest.mock.patch.object(llamactl, "try_lock", noted):
-            self.assertEqual(self.call("auth", "logout", "main").code, 0)
-        self.assertTrue(tried.is_set())
-        self.assertEqual(self.profiles(), {})
+    def test_everyday_use_of_an_expired_login_refreshes_nothing(self):
+        login = self.log_in()
+        self.cloud.reset()
+        for command in ("auth status", "projects get", "deployments get"):
+            self.done(command)
+        self.assertEqual(bearers(self.cloud.requests), {login["api_key"]})
+        self.assertEqual(self.cloud.refreshes, 0)
+        self.assertEqual(self.profiles(), {"dev@example.com": login})
 
 
 # ========================================================================================
@@ -6660,161 +6488,81 @@ class CrowdTest(DiskCase):
 # ========================================================================================
 
 
-class LeakTest(DiskCase):
-    def setUp(self):
-        DiskCase.setUp(self)
-        self.cloud = self.cloud_server()
+class LeakTest(StoreCase):
+    OTHER = "https://other.example.com"
 
-    def leave_over(self, name, content=None):
+    def leave_over(self, name):
         path = os.path.join(self.folder, name)
-        with open(path, "wb") as file:
-            file.write(file_bytes(self.store_path) if content is None else content)
+        shutil.copy(self.store_path, path)
         return path
 
-    def test_nothing_of_an_api_key_is_left(self):
-        for command in (
-            ("auth", "logout", "main"),
-            ("auth", "logout", "--all"),
-            ("environments", "delete", self.url),
-        ):
-            for left_over in (False, True):
-                with self.subTest(command=command, left_over=left_over):
-                    self.with_profile()
-                    if left_over:
-                        self.leave_over("profiles.json.new")
-                    self.cloud.reset()
-                    self.assertEqual(self.call(*command).code, 0)
-                    self.assert_nowhere(KEY)
-                    self.assertEqual(self.cloud.requests, [])  # it needs no network
+    def start(self, is_login):
+        """A login or a key, what a crash left of it, and a profile elsewhere."""
+        self.write_store({})
+        self.done(f"environments add {self.OTHER} --no-verify")
+        self.done("auth token --no-verify --api-key elsewhere --project p --name there")
+        self.done("environments use " + self.url)
+        if is_login:
+            self.log_in()
+        else:
+            self.done(f"auth token --no-verify --api-key {KEY} --project p")
+        self.leave_over("profiles.json.new")
 
-    def test_nothing_of_a_login_is_left(self):
-        for command in (
-            ("auth", "logout", "dev@example.com"),
-            ("auth", "logout", "--all"),
-            ("environments", "delete", self.url),
-        ):
-            with self.subTest(command):
-                self.write_store({})
-                login = self.log_in()
-                self.leave_over("profiles.json.new")
-                self.assertEqual(self.call(*command).code, 0)
-                self.assert_nowhere(
-                    login["api_key"],
-                    login["refresh_token"],
-                    login["access_token"],
-                    "at-CANARY",
-                    "rt-CANARY",
-                    "llx-CANARY",
-                )
-                self.assertNotIn(login["api_key"], self.cloud.keys_alive())
-                self.assertTrue(self.cloud.logins[-1]["revoked"])
+    def test_nothing_of_a_profile_is_left(self):
+        """Only a login's needs the network; what is elsewhere stays, unless all goes."""
+        for is_login in (False, True):
+            name = "dev@example.com" if is_login else "llx-wxyz"
+            for command, left in (
+                ("auth logout " + name, ["there"]),
+                ("auth logout --all", []),
+                ("environments delete " + self.url, ["there"]),
+            ):
+                with self.subTest(command, is_login=is_login):
+                    self.start(is_login)
+                    self.cloud.reset()
+                    self.done(command)
+                    self.assert_nowhere(CANARY)
+                    self.assertEqual(list(self.profiles(self.OTHER)), left)
+                    self.assertEqual(bool(self.requests()), is_login)
+                    self.assertEqual(self.cloud.keys_alive(), [KEY])
+                    revoked = [login["revoked"] for login in self.cloud.logins]
+                    self.assertNotIn(False, revoked)
 
     def test_nothing_of_a_login_is_left_when_the_server_fails(self):
-        for kind in ("silence", "status", "garbage"):
+        for kind in ("reset", "status", "garbage"):
             with self.subTest(kind):
                 self.write_store({})
-                login = self.log_in(expired=kind == "status")
-                path = "/api/v1/api-keys/" + login["api_key_id"]
+                key_id = self.log_in(expired=kind == "status")["api_key_id"]
+                path = "/api/v1/api-keys/" + key_id
                 self.cloud.reset()
                 self.cloud.fault(path, kind, times=9)
-                with self.impatient() if kind == "silence" else contextlib.ExitStack():
-                    result = self.call("auth", "logout", "dev@example.com", "--quiet")
-                self.assert_one_error(result, 1, login["api_key_id"])
-                self.assertEqual(self.cloud.count("DELETE", path), 1)  # tried once
-                self.assert_nowhere(
-                    login["api_key"], "at-CANARY", "rt-CANARY", "llx-CANARY"
-                )
-                self.cloud.reset()
+                result = self.call("auth logout dev@example.com --quiet")
+                self.assert_one_error(result, 1, key_id)
+                self.assertEqual(self.cloud.count("DELETE", path), 1)
+                self.assert_nowhere(CANARY)
 
     def test_a_damaged_copy_that_remains_is_named(self):
-        for with_key in (True, False):
-            with self.subTest(with_key=with_key):
-                self.with_profile()
-                copy = self.leave_over(
-                    "profiles.json.damaged-20200101T000000Z", None if with_key else b"{"
-                )
-                before = file_bytes(copy)
-                result = self.call("auth", "logout", "main")
-                self.assertEqual(result.code, 0)
-                self.assertEqual(
-                    sum(copy in line for line in self.warnings_of(result)), 1, result.err
-                )
-                self.assertEqual(file_bytes(copy), before)
-
-    def test_a_folder_that_cannot_be_listed_is_named(self):
         self.with_profile()
+        copy = self.leave_over("profiles.json.damaged-20200101T000000Z")
+        before = file_bytes(copy)
+        for command in ("auth logout main", "auth logout --all"):
+            warnings = self.warnings_of(self.done(command))
+            self.assertEqual([copy in warning for warning in warnings], [True])
+        self.assertEqual(file_bytes(copy), before)
         with unittest.mock.patch.object(os, "listdir", side_effect=PermissionError):
-            result = self.call("auth", "logout", "main")
-        self.assertEqual(result.code, 0)
-        self.assertIn(self.folder, "".join(self.warnings_of(result)))
-
-    def test_logging_out_of_one_keeps_the_others(self):
-        self.with_profile()
-        self.call(
-            "auth",
-            "token",
-            "--no-verify",
-            "--api-key",
-            OTHER_KEY,
-            "--project",
-            "p",
-            "--name",
-            "other",
-        )
-        other = self.profiles()["other"]
-        self.assertEqual(self.call("auth", "logout", "main").code, 0)
-        self.assertEqual(self.profiles(), {"other": other})
-        self.assert_nowhere(KEY)
-
-    def test_logout_all_ends_every_profile_of_every_environment(self):
-        login = self.log_in()
-        self.call("auth", "token", "--no-verify", "--api-key", KEY, "--project", "p")
-        self.call(*self.ALWAYS_WRITERS[1])
-        self.call(*self.ALWAYS_WRITERS[0])
-        self.assertEqual(self.call("auth", "logout", "--all").code, 0)
-        self.assertEqual(
-            [record["profiles"] for record in self.stored().values()], [{}, {}]
-        )
-        self.assertNotIn(login["api_key"], self.cloud.keys_alive())
-        self.assert_nowhere(KEY, OTHER_KEY, login["api_key"], login["refresh_token"])
-
-    def test_deleting_an_environment_keeps_the_others(self):
-        self.with_profile()
-        self.call(*self.ALWAYS_WRITERS[1])
-        self.call(*self.ALWAYS_WRITERS[0])
-        self.assertEqual(self.call("environments", "delete", self.url).code, 0)
-        self.assertEqual(list(self.stored()), ["https://other.example.com"])
-        self.assertEqual(self.call("auth", "get", "-o", "json").out.count("llx-abcd"), 1)
-        self.assertEqual(
-            self.call("environments", "delete", "https://other.example.com").code, 0
-        )
-        self.assertEqual(
-            load(self.call("config", "-o", "json").out)["environment"], DEFAULT_URL
-        )
-        self.assert_nowhere(KEY, OTHER_KEY)
-
-    def test_exec_puts_no_secret_on_a_command_line(self):
-        self.with_profile()
-        script = 'printf "%s\\n" "$0" "$@"; test -n "$LLAMA_CLOUD_API_KEY"'
-        result = self.process(
-            "auth", "exec", "--", "sh", "-c", script, "zero", "one two", ""
-        )
-        self.assertEqual((result.code, result.out), (0, "zero\none two\n\n"))
+            warnings = self.warnings_of(self.done("auth logout --all"))
+        self.assertIn(self.folder + " ", "".join(warnings))
 
     def test_a_browser_gets_no_secret_on_its_command_line(self):
         browser = os.path.join(self.home, "browser")
         with open(browser, "w") as file:
-            file.write(
-                '#!/bin/sh\nprintf "%s\\n" "$@" > "$0.arguments"; env > "$0.variables"\n'
-            )
+            file.write('#!/bin/sh\necho "$@" > "$0.arguments"; env > "$0.variables"\n')
         os.chmod(browser, 0o700)
-        env = {"DISPLAY": ":9", "BROWSER": browser + " %s"}
-        result = self.process("auth", "login", "--project", "proj-alpha", env=env)
+        self.env.update(DISPLAY=":9", BROWSER=browser + " %s")
+        result = self.process("auth login --project proj-alpha")
         self.assertEqual(result.code, 0, result.err)
         arguments = file_bytes(browser + ".arguments").decode()
-        self.assertTrue(
-            arguments.startswith(self.url + "/oidc/device?user_code="), arguments
-        )
+        self.assertIn(self.url + "/oidc/device?user_code=", arguments)
         # that no secret is in what the browser saw is checked at the end of every test
 
 
@@ -6823,92 +6571,69 @@ class LeakTest(DiskCase):
 # ========================================================================================
 
 
-class ProfilesTest(DiskCase):
-    def setUp(self):
-        DiskCase.setUp(self)
-        self.cloud = self.cloud_server()
-
-    def token(self, key, project="proj-alpha", *more):
-        self.cloud.add_key(key)
-        return self.call("auth", "token", "--api-key", key, "--project", project, *more)
-
+class ProfilesTest(StoreCase):
     def current(self, url=None):
         return self.stored()[url or self.url]["current_profile"]
 
-    def test_auto_made_names_are_safe_and_show_four_characters_at_most(self):
-        for key in (
-            KEY,
-            "llx-CANARY-0123456789$(a)",
-            "llx-CANARY-0123456789';*&",
-            "llx-CANARY-0123456789-~~~",
-            "llx-abcd",
-            "abc",
-            "x",
-            "llx-CANARY-ab\\`c",
-        ):
+    def token(self, key, project="proj-alpha", *more):
+        self.done(f"auth token --no-verify --api-key {key} --project {project}", *more)
+        return self.current()
+
+    def test_names_of_keys_are_safe_and_show_four_characters_at_most(self):
+        for row in r"""
+            llx-CANARY-0123456789abcdef-wxyz  llx-wxyz
+            llx-CANARY-0123456789$(a)         llx-a
+            llx-CANARY-ab\`c                  llx-bc
+            llx-CANARY-0123456789';*&         llx-key
+            llx-CANARY-0123456789-~~~         llx-key
+            abcdefghijkl                      llx-ijkl
+            abcdefghijk                       llx-key
+            x                                 llx-key
+        """.strip().splitlines():
+            key, name = row.split()
             with self.subTest(key):
                 self.write_store({})
-                self.assertEqual(self.token(key).code, 0)
-                (name,) = self.profiles()
-                self.assertEqual(shlex.quote(name), name)
-                self.assertRegex(name, "^llx-")
-                for start in range(len(key) - 4):
-                    self.assertNotIn(key[start : start + 5], name[len("llx-") :])
-        self.write_store({})
-        self.token(KEY)
-        self.assertEqual(list(self.profiles()), ["llx-wxyz"])
-
-    def test_a_login_is_named_after_its_user(self):
-        for sub, email, expected in (
-            ("user-1", "dev@example.com", "dev@example.com"),
-            ("user-1", "dev.ops+ci@example.com", "dev.ops+ci@example.com"),
-            ("user-1", None, "user-1"),
-            ("user-1", "", "user-1"),
-            ("auth0|7 'x", "o'neil;rm -rf@example.com", None),
-            ("; $(x)", None, None),
-            ("\u0436", None, None),
-            ("--all", None, None),
-        ):
-            with self.subTest(sub=sub, email=email):
-                self.write_store({})
-                self.cloud.auto_approve = {"sub": sub, "email": email}
-                result = self.call("auth", "login", "--project", "proj-alpha")
-                self.assertEqual(result.code, 0, result.err)
-                (name,) = self.profiles()
-                self.assertEqual(shlex.quote(name), name)
-                self.assertNotEqual(name[0], "-")
-                if expected:
-                    self.assertEqual(name, expected)
+                self.assertEqual(self.token(key), name)
 
     def test_taken_names_and_the_same_key_again(self):
         twin = "llx-CANARY-another-key-wxyz"
-        for step, (key, project, expected) in enumerate(
-            (
-                (KEY, "proj-alpha", "llx-wxyz"),
-                (twin, "proj-alpha", "llx-wxyz-2"),
-                (KEY, "proj-alpha", "llx-wxyz"),
-                (KEY, "proj-beta", "llx-wxyz-3"),
-                (twin, "proj-alpha", "llx-wxyz-2"),
-            )
+        for key, project, name in (
+            (KEY, "proj-alpha", "llx-wxyz"),
+            (twin, "proj-alpha", "llx-wxyz-2"),
+            (KEY, "proj-alpha", "llx-wxyz"),
+            (KEY, "proj-beta", "llx-wxyz-3"),
+            (twin, "proj-alpha", "llx-wxyz-2"),
         ):
-            with self.subTest(step=step):
-                self.assertEqual(self.token(key, project).code, 0)
-                self.assertEqual(self.current(), expected)
+            self.assertEqual(self.token(key, project), name)
         self.assertEqual(len(self.profiles()), 3)
 
-    def test_two_users_with_one_address_are_two_profiles(self):
-        for sub in ("user-1", "user-2", "user-1"):
-            self.cloud.auto_approve = {"sub": sub, "email": "dev@example.com"}
-            self.assertEqual(self.call("auth", "login", "--project", "proj-alpha").code, 0)
+    def test_a_login_is_named_after_its_user(self):
+        rows = (
+            ("user-1", "dev@example.com", "dev@example.com"),
+            ("user-2", "dev@example.com", "dev@example.com-2"),
+            ("user-1", "dev@example.com", "dev@example.com"),
+            ("user-3", "dev.ops+ci@example.com", "dev.ops+ci@example.com"),
+            ("user-4", None, "user-4"),
+            ("user-5", "", "user-5"),
+            ("auth0|7 'x", "o'neil;rm -rf@example.com", "o-neil-rm--rf@example.com"),
+            ("; $(x)", None, "x"),
+            ("\u0436", None, "login"),
+            ("--all", None, "all"),
+        )
+        for sub, email, name in rows:
+            with self.subTest(sub=sub, email=email):
+                self.cloud.auto_approve = {"sub": sub, "email": email}
+                self.done("auth login --project proj-alpha")
+                self.assertEqual(self.current(), name)
         self.assertEqual(
-            {name: profile["sub"] for name, profile in self.profiles().items()},
-            {"dev@example.com": "user-1", "dev@example.com-2": "user-2"},
+            {(profile["sub"], name) for name, profile in self.profiles().items()},
+            {(sub, name) for sub, _, name in rows},
         )
 
     def test_a_chosen_name_replaces_a_key_but_no_login(self):
-        self.assertEqual(self.token(KEY, "proj-alpha", "--name", "ci").code, 0)
-        self.assertEqual(self.token(OTHER_KEY, "proj-beta", "--name", "ci").code, 0)
-        profile = self.profiles()["ci"]
+        self.token(KEY, "proj-alpha", "--name", "ci")
+        self.assertEqual(self.token(OTHER_KEY, "proj-beta", "--name", "ci"), "ci")
+        (profile,) = self.profiles().values()
         self.assertEqual(
             (profile["api_key"], profile["project_id"]), (OTHER_KEY, "proj-beta")
         )
@@ -6916,57 +6641,29 @@ class ProfilesTest(DiskCase):
         self.log_in()
         before = file_bytes(self.store_path)
         self.cloud.reset()
-        self.assert_one_error(self.token(KEY, "proj-alpha", "--name", "dev@example.com"))
-        self.assertEqual((self.cloud.requests, file_bytes(self.store_path)), ([], before))
+        token = f"auth token --api-key {KEY} --project proj-alpha --name dev@example.com"
+        self.assert_one_error(self.call(token), 1, "dev@example.com")
+        self.assertEqual((self.requests(), file_bytes(self.store_path)), ([], before))
 
     def test_the_current_profile_is_one_for_each_environment(self):
-        other = "https://other.example.com"
         self.token(KEY, "proj-alpha", "--name", "here")
-        self.call("environments", "add", other, "--no-verify")
-        self.call(
-            "auth",
-            "token",
-            "--no-verify",
-            "--api-key",
-            OTHER_KEY,
-            "--project",
-            "p",
-            "--name",
-            "there",
-        )
-        self.call("environments", "use", self.url)
-        self.assertEqual((self.current(), self.current(other)), ("here", "there"))
-        self.call("environments", "use", other)
-        self.assertEqual(load(self.call("config", "-o", "json").out)["profile"], "there")
-        self.call("environments", "use", self.url)
-        self.assertEqual(load(self.call("config", "-o", "json").out)["profile"], "here")
-        self.assertEqual(self.call("auth", "logout", "here").code, 0)
+        other = "https://other.example.com"
+        self.done(f"environments add {other} --no-verify")
+        self.done("auth token --no-verify --api-key elsewhere --project p --name there")
+        self.assertEqual(self.rows("config")["profile"], "there")
+        self.done("environments use " + self.url)
+        self.assertEqual(self.rows("config")["profile"], "here")
+        self.done("auth logout here")
         self.assertEqual((self.current(), self.current(other)), (None, "there"))
 
-    def test_deleting_another_profile_keeps_the_selection(self):
-        self.token(OTHER_KEY)
-        self.token(KEY)
-        self.assertEqual(self.call("auth", "logout", "llx-abcd").code, 0)
-        self.assertEqual(self.current(), "llx-wxyz")
-
-    def test_the_project_name_is_stored_when_it_is_chosen(self):
-        self.token(KEY)
-        self.assertEqual(self.call("projects", "use", "proj-beta").code, 0)
-        self.cloud.reset()
-        shown = load(self.call("config", "-o", "json").out)
-        self.assertEqual(
-            (shown["project_id"], shown["project_name"]), ("proj-beta", "Beta")
-        )
-        self.assertEqual(self.cloud.requests, [])
-
-    def test_ten_thousand_profiles(self):
+    def test_logging_out_of_one_of_thousands_keeps_the_others_and_the_selection(self):
         profile = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"}
-        self.write_store({"p%05d" % number: profile for number in range(10000)}, "p00001")
-        rows = load(self.call("auth", "get", "-o", "json").out)
-        self.assertEqual((len(rows), rows[-1]["name"]), (10000, "p09999"))
-        self.assertEqual(self.call("auth", "logout", "p00001").code, 0)
-        self.assertEqual(self.call("auth", "use", "p09999").code, 0)
-        self.assertEqual((len(self.profiles()), self.current()), (9999, "p09999"))
+        others = {f"p{number:05}": profile for number in range(2000)}
+        self.write_store(dict(others, gone=dict(profile, api_key=OTHER_KEY)), "p00001")
+        self.done("auth logout gone")
+        self.assertEqual((self.profiles(), self.current()), (others, "p00001"))
+        self.assert_nowhere(OTHER_KEY)
+        self.assertEqual(len(load(self.done("auth get -o json").out)), 2000)
 
 
 # ========================================================================================
@@ -8433,192 +8130,152 @@ class LyingProvider(NetworkCase):
 
 
 class Variables(CommandCase):
+    NAMES = {
+        "key": "LLAMA_CLOUD_API_KEY",
+        "file": "LLAMA_CLOUD_API_KEY_FILE",
+        "project": "LLAMA_AGENTS_PROJECT_ID",
+        "url": "LLAMA_CLOUD_BASE_URL",
+        "profile": "LLAMACTL_PROFILE",
+        "use": "LLAMA_CLOUD_USE_PROFILE",
+    }
+
     def setUp(self):
         super().setUp()
-        self.cloud.add_key(OTHER_KEY)
-        self.with_profile()
-        self.done(
-            "auth",
-            "token",
-            "--api-key",
-            OTHER_KEY,
-            "--project",
-            "proj-beta",
-            "--name",
-            "second",
-        )
-        self.done("auth", "use", "main")
-        self.cloud.deployments = []  # no warnings but those of the variables
         self.servers = {"profile's": self.cloud}
         for name in ("variable's", "default"):
-            stand_in = StandIn(Cloud())
-            stand_in.start()
+            stand_in = StandIn().start()
             self.addCleanup(stand_in.stop)
-            stand_in.cloud.add_key(OTHER_KEY)
-            stand_in.cloud.deployments = []
             self.servers[name] = stand_in.cloud
+        for cloud in self.servers.values():
+            cloud.add_key(OTHER_KEY)
+            cloud.deployments = []  # no warnings but those of the variables
         self.patch(DEFAULT_API_URL=stand_in.url)
-        self.full = {
-            "LLAMA_CLOUD_API_KEY": OTHER_KEY,
-            "LLAMA_AGENTS_PROJECT_ID": "proj-beta",
-            "LLAMA_CLOUD_BASE_URL": self.servers["variable's"].base_url + "/",
-        }
+        self.variable_url = self.servers["variable's"].base_url
+        self.with_profile()
+        self.done(f"auth token --api-key {OTHER_KEY} --project proj-beta --name second")
+        self.done("auth use main")
         self.forget()
 
     def forget(self):
         for cloud in self.servers.values():
             cloud.reset()
 
-    def used(self, argv, env):
-        """(server, key, project) that a command used, and what it warned of."""
-        self.forget()
-        result = self.done(*argv.split(), env=env)
-        sent = [
-            (name, request)
-            for name, cloud in self.servers.items()
-            for request in cloud.requests
-        ]
-        self.assertEqual(len({name for name, _ in sent}), 1)
-        self.assertLessEqual(len(sent), 1 + ("--project" in argv))  # which is looked up
-        name, request = sent[-1]
-        key = {KEY: "stored", OTHER_KEY: "other"}[
-            request.headers["authorization"].split()[1]
-        ]
-        warned = [line for line in result.err.splitlines() if line.startswith("warning: ")]
-        return (name, key, request.query.get("project_id")), warned
+    def variables(self, words):
+        """The environment of WORDS: NAMES, some with a value, `all` being a credential."""
+        values = {"key": OTHER_KEY, "project": "proj-beta", "url": self.variable_url + "/"}
+        env = {}
+        for word in re.sub("^all", "key project url", words).split():
+            name, given, value = word.partition("=")
+            env[self.NAMES[name]] = value if given else values[name]
+        return env
 
-    def without(self, *names):
-        return {name: value for name, value in self.full.items() if name not in names}
+    def used(self, command, variables):
+        """`SERVER KEY PROJECT` that COMMAND used, and all that it warned of."""
+        self.forget()
+        result = self.done(command, env=self.variables(variables))
+        sent = [(name, cloud.requests) for name, cloud in self.servers.items()]
+        ((name, requests),) = [(name, requests) for name, requests in sent if requests]
+        self.assertLessEqual(len(requests), 1 + ("--project" in command))  # a look-up
+        (key,) = bearers(requests[-1:])
+        words = name, {KEY: "main", OTHER_KEY: "other"}[key]
+        warned = re.findall("(?m)^warning: .*", result.err)
+        return " ".join(words + (requests[-1].query.get("project_id", "-"),)), warned
+
+    def assert_used(self, command, table):
+        """Rows of TABLE: options | variables | what is used | what a warning names."""
+        for row in table.strip().splitlines():
+            options, variables, expected, warning = map(str.strip, row.split("|"))
+            with self.subTest(row):
+                used, warned = self.used(f"{command} {options}".strip(), variables)
+                self.assertEqual(used, expected)
+                self.assertEqual(bool(warned), bool(warning), warned)
+                self.assertIn(self.NAMES.get(warning, warning), "".join(warned))
 
     def test_precedence(self):
-        url, key, project = (
-            "LLAMA_CLOUD_BASE_URL",
-            "LLAMA_CLOUD_API_KEY",
-            "LLAMA_AGENTS_PROJECT_ID",
+        table = """
+                               |                    | profile's main proj-alpha   |
+                               | all                | variable's other proj-beta  | use
+                               | key url            | profile's main proj-alpha   | key
+                               | key project        | default other proj-beta     | key
+                               | project            | profile's main proj-alpha   | project
+                               | url                | profile's main proj-alpha   | url
+                               | project url        | profile's main proj-alpha   | project
+                               | all use=1          | profile's main proj-alpha   |
+                               | all use= profile=  | variable's other proj-beta  | key
+                               | all profile=main   | variable's other proj-beta  | main
+                               | key= project= url= | profile's main proj-alpha   |
+                               | key= profile=      | profile's main proj-alpha   |
+                               | profile=second     | profile's other proj-beta   |
+          --project proj-alpha | all                | variable's other proj-alpha | key
+          --project proj-alpha | key url            | variable's other proj-alpha | key
+          --project proj-alpha | project            | profile's main proj-alpha   | project
+          --project proj-alpha | profile=second     | profile's other proj-alpha  |
+          --project proj-beta  |                    | profile's main proj-beta    |
+          --profile second     |                    | profile's other proj-beta   |
+          --profile main       | profile=second     | profile's main proj-alpha   |
+          --profile main       | all                | profile's main proj-alpha   |
+        """
+        self.assert_used("deployments get", table)
+        self.assertEqual(
+            self.used("--profile second deployments get", ""),
+            ("profile's other proj-beta", []),
         )
-        get = "deployments get"
-        main = ("profile's", "stored", "proj-alpha")
-        second = ("profile's", "other", "proj-beta")
-        variables = ("variable's", "other", "proj-beta")
-        table = (
-            (get, {}, main, None),
-            (get, self.full, variables, "LLAMA_CLOUD_USE_PROFILE=1"),
-            (get, self.without(project), main, key),
-            (get, self.without(url), ("default", "other", "proj-beta"), key),
-            (get, self.without(key, url), main, project),
-            (get, self.without(key, project), main, url),
-            (get, self.without(key), main, project),
-            (get, dict(self.full, LLAMACTL_PROFILE="main"), variables, "main"),
-            (get, dict(self.full, LLAMA_CLOUD_USE_PROFILE="1"), main, None),
-            (get, {"LLAMACTL_PROFILE": "second"}, second, None),
-            (get, dict.fromkeys(self.full, ""), main, None),
-            (
-                get,
-                dict(self.full, LLAMACTL_PROFILE="", LLAMA_CLOUD_USE_PROFILE=""),
-                variables,
-                key,
-            ),
-            (get, dict.fromkeys(["LLAMACTL_PROFILE", key], ""), main, None),
-            (
-                get + " --project proj-alpha",
-                self.full,
-                ("variable's", "other", "proj-alpha"),
-                key,
-            ),
-            (
-                get + " --project proj-alpha",
-                self.without(project),
-                ("variable's", "other", "proj-alpha"),
-                key,
-            ),
-            (get + " --project proj-beta", {}, ("profile's", "stored", "proj-beta"), None),
-            (get + " --project proj-alpha", self.without(key, url), main, project),
-            (get + " --profile main", self.full, main, None),
-            ("--profile second " + get, {}, second, None),
-            (get + " --profile main", {"LLAMACTL_PROFILE": "second"}, main, None),
-            (
-                get + " --profile second --project proj-alpha",
-                self.full,
-                ("profile's", "other", "proj-alpha"),
-                None,
-            ),
-            ("projects get", self.without(project), main[:2] + (None,), key),
-            ("projects get", self.without(url, project), main[:2] + (None,), key),
-            ("projects get", self.without(key, project), main[:2] + (None,), url),
-            ("projects get --profile main", self.full, main[:2] + (None,), None),
-        )
-        for argv, env, expected, warning in table:
-            with self.subTest(argv=argv, env=sorted(env)):
-                used, warned = self.used(argv, env)
-                self.assertEqual(used, expected)
-                if warning is None:
-                    self.assertEqual(warned, [])
-                else:
-                    self.assertIn(warning, "\n".join(warned))
+
+    def test_precedence_where_no_project_is_needed(self):
+        table = """
+                         | key url | profile's main - | key
+                         | key     | profile's main - | key
+                         | url     | profile's main - | url
+          --profile main | all     | profile's main - |
+        """
+        self.assert_used("projects get", table)
 
     def test_words_of_use_profile(self):
-        for word in ("1", "true", "yes", "on", "t", "y", "TRUE", "Yes", "oN"):
-            with self.subTest(word=word):
-                env = dict(self.full, LLAMA_CLOUD_USE_PROFILE=word)
-                self.assertEqual(self.used("deployments get", env)[0][0], "profile's")
-        for word in ("0", "false", "no", "off", "f", "n", "2", "maybe", "truely"):
-            with self.subTest(word=word):
-                env = dict(self.full, LLAMA_CLOUD_USE_PROFILE=word)
-                self.assertEqual(self.used("deployments get", env)[0][0], "variable's")
+        for server, words in (
+            ("profile's main", "1 true yes on t y TRUE Yes oN"),
+            ("variable's other", "0 false no off f n 2 maybe truely"),
+        ):
+            for word in words.split():
+                used, _ = self.used("projects get", "all use=" + word)
+                self.assertEqual(used, server + " -", word)
 
     def test_no_key_goes_to_another_server(self):
         """Whatever is set, the profile's key is seen by its own server alone."""
-        names = sorted(self.full) + ["LLAMACTL_PROFILE"]
-        for bits in range(16):
-            chosen = [name for index, name in enumerate(names) if bits >> index & 1]
-            env = {name: self.full.get(name, "main") for name in chosen}
-            for command in (
-                "deployments get",
-                "projects get",
-                "auth status",
-                "organizations get",
-            ):
-                self.call(*command.split(), env=env)
-        for name, key in (
-            ("profile's", KEY),
-            ("variable's", OTHER_KEY),
-            ("default", OTHER_KEY),
-        ):
-            with self.subTest(server=name):
-                self.assertGreater(len(self.servers[name].requests), 4)
-                self.assertEqual(bearers(self.servers[name].requests) - {"none"}, {key})
+        variables = self.variables("all profile=main").items()
+        for count in range(5):
+            for chosen in itertools.combinations(variables, count):
+                self.call("deployments get", env=chosen)
+                self.call("projects get", env=chosen)
+                self.call("auth status", env=chosen)
+                self.call("organizations get", env=chosen)
+        for name, cloud in self.servers.items():
+            self.assertGreater(len(cloud.requests), 4, name)
+            key = KEY if name == "profile's" else OTHER_KEY
+            self.assertEqual(bearers(cloud.requests) - {"none"}, {key}, name)
 
     def test_state_of_the_store_does_not_matter_to_a_full_credential(self):
-        before = self.store_text()
-        for state in (
-            "{",
-            "",
-            "[]",
-            '{"version": 99}',
-            before[:-20],
-            "[" * 100000,
-            "folder",
-        ):
-            with self.subTest(state=state[:20]):
-                if state == "folder":
+        env = self.variables("all")
+        commands = ["deployments get", "projects get", "auth status", "config"]
+        commands.append(f"auth inject --env-file {self.home}/.env")
+        cut_off = self.store_text()[:-20]
+        for state in ("{", "", "[]", '{"version": 99}', cut_off, "[" * 100000, None):
+            with self.subTest(state=state and state[:20]):
+                if state is None:
                     os.unlink(self.store_path)
                     os.mkdir(self.store_path)
                 else:
                     with open(self.store_path, "w") as file:
                         file.write(state)
-                for command in (
-                    "deployments get",
-                    "projects get",
-                    "auth status",
-                    "config",
-                    "auth inject --env-file %s/.env" % self.home,
-                ):
-                    self.done(*command.split(), env=self.full)
-                self.assertEqual(self.call("deployments", "get").code, 1)
-        for folder in ("/proc/nowhere", "/dev/null/x"):
-            self.done("projects", "get", env=dict(self.full, LLAMACTL_CONFIG_DIR=folder))
-        homeless = dict(self.full, LLAMACTL_CONFIG_DIR="", HOME="/nonexistent")
-        self.done("deployments", "get", env=homeless)
+                for command in commands:
+                    self.done(command, env=env)
+                self.assertEqual(self.call("deployments get").code, 1)
+        for folder, home in (
+            ("/proc/nowhere", self.home),
+            ("/dev/null/x", self.home),
+            ("", "/nonexistent"),
+        ):
+            elsewhere = dict(env, LLAMACTL_CONFIG_DIR=folder, HOME=home)
+            self.done("deployments get", env=elsewhere)
 
     def test_the_profile_that_is_not_used_is_named(self):
         profiles = self.profiles()
@@ -8628,80 +8285,69 @@ class Variables(CommandCase):
             (None, "second", "profile second"),
             ("main", "nope", "a stored profile"),
         ):
-            with self.subTest(current=current, named=named):
-                self.write_store(profiles, current)
-                env = dict(self.full, LLAMACTL_PROFILE=named)
-                self.assertIn(
-                    "LLAMA_CLOUD_API_KEY is used at %s instead of %s; "
-                    % (self.full["LLAMA_CLOUD_BASE_URL"].rstrip("/"), words),
-                    self.done("deployments", "get", env=env).err,
-                )
+            self.write_store(profiles, current)
+            env = self.variables("all profile=" + named)
+            self.assertIn(
+                f"LLAMA_CLOUD_API_KEY is used at {self.variable_url} instead of {words}; ",
+                self.done("deployments get", env=env).err,
+            )
         self.write_store({})
-        self.assertNotIn("warning", self.done("deployments", "get", env=self.full).err)
+        self.assertNotIn("warning", self.done("deployments get", env=env).err)
 
     def test_changes_say_that_variables_win_anyway(self):
-        make_official_store(os.path.join(self.folder, "profiles.db"))
-        winning = self.without("LLAMA_CLOUD_BASE_URL")
-        changes = [
+        official = os.path.join(self.folder, "profiles.db")
+        make_official_store(official)
+        commands = [
             "auth use main",
             "projects use proj-alpha",
             "auth logout second",
-            "auth token --api-key %s --project proj-beta" % KEY,
+            f"auth token --api-key {KEY} --project proj-beta",
             "auth login --project proj-alpha",
             "environments use " + self.url,
             "environments add " + self.url,
             "environments delete " + llamactl.DEFAULT_API_URL,
-        ]
-        if os.path.exists(os.path.join(self.folder, "profiles.db")):
-            changes.append("auth import --from-official")
+        ] + ["auth import --from-official"] * os.path.exists(official)
         before = self.store_text()
-        for argv in changes:
-            for env, warning in (
-                (winning, "warning: .*LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE"),
-                (
-                    {"LLAMACTL_PROFILE": "main"},
-                    "warning: using profile main .from LLAMACTL_PROFILE.",
-                ),
-                (dict(winning, LLAMA_CLOUD_USE_PROFILE="1"), None),
+        for command in commands:
+            for variables, warning in (
+                ("key project", "LLAMA_CLOUD_API_KEY.*LLAMA_CLOUD_USE_PROFILE"),
+                ("profile=main", "using profile main .from LLAMACTL_PROFILE."),
+                ("key project use=1", None),
             ):
-                with self.subTest(argv=argv, env=sorted(env)):
+                with self.subTest(command=command, variables=variables):
                     with open(self.store_path, "w") as file:
                         file.write(before)
-                    result = self.done(*argv.split(), env=env)
+                    err = self.done(command, env=self.variables(variables)).err
                     if warning:
-                        self.assertRegex(result.err, warning)
-                    elif "logout" not in argv:  # which warns of what remains
-                        self.assertNotIn("warning", result.err)
+                        self.assertRegex(err, "warning: .*" + warning)
+                    elif "logout" not in command:  # which warns of what remains
+                        self.assertNotIn("warning", err)
 
     def test_a_file_with_the_key_is_a_full_credential_too(self):
-        path = os.path.join(self.home, "key.txt")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write("\ufeff%s\n" % OTHER_KEY)
-        env = dict(self.without("LLAMA_CLOUD_API_KEY"), LLAMA_CLOUD_API_KEY_FILE=path)
-        used, warned = self.used("deployments get", env)
-        self.assertEqual(used, ("variable's", "other", "proj-beta"))
+        path = self.key_file(f"\ufeff{OTHER_KEY}\n".encode())
+        used, warned = self.used("deployments get", "project url file=" + path)
+        self.assertEqual(used, "variable's other proj-beta")
         self.assertIn("LLAMA_CLOUD_API_KEY_FILE", warned[0])
-        env["LLAMA_CLOUD_API_KEY"] = OTHER_KEY
-        result = self.call("deployments", "get", env=env)
-        self.expect_failure(result, 2, "exclude each other")
-        env = dict(env, LLAMA_CLOUD_API_KEY="", LLAMA_CLOUD_API_KEY_FILE="/nowhere")
-        self.expect_failure(self.call("deployments", "get", env=env), 1, "/nowhere")
-        self.done("deployments", "get", env=dict(env, LLAMA_CLOUD_USE_PROFILE="1"))
+        nowhere = "project url key= file=/nowhere"
+        for variables, code, message in (
+            ("all file=" + path, 2, "exclude each other"),
+            (nowhere, 1, "/nowhere"),
+        ):
+            result = self.call("deployments get", env=self.variables(variables))
+            self.expect_failure(result, code, message)
+        self.done("deployments get", env=self.variables(nowhere + " use=1"))
 
     def test_malformed_values(self):
-        for name, value, message in (
-            ("LLAMA_CLOUD_BASE_URL", "ftp://x", "http"),
-            ("LLAMA_CLOUD_BASE_URL", "https://user:CANARY@x", "http"),
-            ("LLAMA_AGENTS_PROJECT_ID", "a b", "project"),
-            ("LLAMACTL_PROFILE", "nope", "nope.*main"),
+        for variables, code, message in (
+            ("all url=ftp://x", 2, "http"),
+            ("all url=https://user:CANARY@x", 2, "http"),
+            ("all project=a\x7fb", 2, "project"),
+            ("profile=nope", 1, "nope.*main"),
         ):
-            with self.subTest(name=name, value=value):
-                env = dict(self.full, **{name: value})
-                if name == "LLAMACTL_PROFILE":
-                    self.done("projects", "get", env=env)
-                    env = {name: value}
-                result = self.call("projects", "get", env=env)
-                self.expect_failure(result, 1 if name == "LLAMACTL_PROFILE" else 2, message)
+            with self.subTest(variables):
+                result = self.call("projects get", env=self.variables(variables))
+                self.expect_failure(result, code, message)
+        self.done("projects get", env=self.variables("all profile=nope"))
 
 
 # ========================================================================================
