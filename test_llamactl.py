@@ -11657,125 +11657,79 @@ class Deployments(CommandCase):
 # commands: auth import
 # ========================================================================================
 
-
-OFFICIAL_TABLES = (
-    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
-    " api_key_id TEXT, device_oidc TEXT, id TEXT, PRIMARY KEY (name, api_url))",
-    "CREATE TABLE environments (api_url TEXT, requires_auth INTEGER, min_llamactl_version)",
-    "CREATE TABLE settings (key, value)",
-)
-OLD_OFFICIAL_TABLES = (
-    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
-    " PRIMARY KEY (name, api_url))",
-) + OFFICIAL_TABLES[1:]
+# What the official client stores.
+OFFICIAL = f"""
+CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,
+    api_key_id TEXT, device_oidc TEXT, id TEXT, PRIMARY KEY (name, api_url));
+CREATE TABLE environments (api_url TEXT, requires_auth INTEGER, min_llamactl_version);
+CREATE TABLE settings (key, value);
+INSERT INTO profiles VALUES
+    ('work', 'https://llama.example.com', 'proj-alpha', '{KEY}', NULL, NULL, 'id-1'),
+    ('dev@example.com', 'https://llama.example.com', 'proj-beta', '{OTHER_KEY}', 'key-7',
+     '{{"email": "dev@example.com", "user_id": "user-1", "device_name": "laptop",
+        "device_access_token": "at-CANARY", "device_refresh_token": "rt-CANARY"}}', 'id-2'),
+    ('local', 'http://localhost:8011', 'proj-local', NULL, NULL, NULL, 'id-3');
+INSERT INTO environments VALUES
+    ('https://llama.example.com', 1, '0.4.0'),
+    ('http://localhost:8011', 0, NULL);
+INSERT INTO settings VALUES
+    ('current_profile', 'dev@example.com'),
+    ('current_environment_api_url', 'https://llama.example.com');
+"""
+WITH_LOG = f"PRAGMA journal_mode = wal; {OFFICIAL}"
 
 
 class ImportCase(DiskCase):
-    URL = "https://llama.example.com"
-    IMPORT = ("auth", "import", "--from-official")
+    IMPORT = "auth import --from-official"
 
     def setUp(self):
-        DiskCase.setUp(self)
-        self.url = self.URL
-        os.mkdir(self.folder, 0o700)
-        self.path = os.path.join(self.folder, "profiles.db")
+        super().setUp()
+        self.url = "https://llama.example.com"
+        self.use_folder(self.folder)
+
+    def use_folder(self, folder):
+        os.mkdir(folder, 0o700)
+        self.env["LLAMACTL_CONFIG_DIR"] = folder
+        self.store_path = os.path.join(folder, "profiles.json")
+        self.path = os.path.join(folder, "profiles.db")
 
     def may_hold_secrets(self, path):
-        return "profiles.db" in path or DiskCase.may_hold_secrets(self, path)
+        return "profiles.db" in path or super().may_hold_secrets(path)
 
-    def assert_import_fails(self, names, code=1):
+    def write(self, content, suffix=""):
+        with open(self.path + suffix, "wb") as file:
+            file.write(content)
+
+    def assert_import_fails(self, names):
         before = tree(self.home)
-        self.assert_one_error(self.call(*self.IMPORT), code, names)
+        self.assert_one_error(self.call(self.IMPORT), 1, names)
         self.assertEqual(tree(self.home), before)
 
 
 class ImportWithoutSqliteTest(ImportCase):
     def test_a_python_without_sqlite3_says_so(self):
-        with open(self.path, "wb") as file:
-            file.write(b"SQLite format 3\0")
+        self.write(b"SQLite format 3\0")
         with unittest.mock.patch.dict(sys.modules, {"sqlite3": None}):
             self.assert_import_fails("sqlite3")
 
-    def test_get_hints_at_it_where_there_is_nothing_of_ours(self):
-        hint = "hint: llamactl auth import --from-official"
-        self.assertNotIn(hint, self.call("auth", "get").err)
-        with open(self.path, "wb") as file:
-            file.write(b"anything")
-        self.assertIn(hint, self.call("auth", "get").err)
-        self.call(*self.ALWAYS_WRITERS[0])
-        self.assertNotIn(hint, self.call("auth", "get").err)
-
     def test_import_must_say_where_from(self):
-        before = tree(self.home)
-        self.assert_one_error(self.call("auth", "import"), 2)
-        self.assertEqual(tree(self.home), before)
+        self.assert_one_error(self.call("auth import"), 2, "--from-official")
 
 
 class ImportTest(ImportCase):
-    LOGIN = json.dumps(
-        {
-            "email": "dev@example.com",
-            "user_id": "user-1",
-            "device_name": "laptop",
-            "device_access_token": "at-CANARY-official",
-            "device_refresh_token": "rt-CANARY-official",
-        }
-    )
-    ROWS = (
-        ("work", "https://llama.example.com", "proj-alpha", KEY, None, None, "id-1"),
-        (
-            "dev@example.com",
-            "https://llama.example.com",
-            "proj-beta",
-            OTHER_KEY,
-            "key-7",
-            LOGIN,
-            "id-2",
-        ),
-        ("local", "http://localhost:8011", "proj-local", None, None, None, "id-3"),
-    )
-    ENVIRONMENTS = (
-        ("https://llama.example.com", 1, "0.4.0"),
-        ("http://localhost:8011", 0, None),
-    )
-    SETTINGS = (
-        ("current_profile", "dev@example.com"),
-        ("current_environment_api_url", "https://llama.example.com"),
-    )
-
-    def official(
-        self,
-        rows=ROWS,
-        environments=ENVIRONMENTS,
-        settings=SETTINGS,
-        tables=OFFICIAL_TABLES,
-        journal="delete",
-    ):
-        """The official client's database; returns the open connection."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+    def official(self, sql=OFFICIAL):
+        """The official client's database, and no store of ours; the open connection."""
+        for path in (self.path, self.store_path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         url = "file:" + urllib.parse.quote(os.fsencode(self.path))  # in any locale
         database = sqlite3.connect(url, uri=True)
-        database.execute("PRAGMA synchronous = off")
-        database.execute(
-            "PRAGMA journal_mode = " + journal
-        ).fetchall()  # PyPy waits for its end
-        for statement in tables:
-            database.execute(statement)
-        for table, content in (
-            ("profiles", rows),
-            ("environments", environments),
-            ("settings", settings),
-        ):
-            for row in content:
-                marks = ", ".join("?" * len(row))
-                database.execute("INSERT INTO %s VALUES (%s)" % (table, marks), row)
-        database.commit()
         self.addCleanup(database.close)
+        database.executescript(f"PRAGMA synchronous = off; {sql}")
         return database
 
-    def closed(self, **options):
-        self.official(**options).close()
+    def closed(self, changes=""):
+        self.official(OFFICIAL + changes).close()
 
     def official_files(self):
         """The official client's files; readers of a live log share its index, "-shm"."""
@@ -11785,45 +11739,40 @@ class ImportTest(ImportCase):
             if "profiles.db" in path
         }
 
-    def take_over(self):
+    def take_over(self, names="dev@example.com work"):
+        """Import, which changes no file but ours; NAMES are then at the first URL."""
         before = self.official_files()
-        result = self.call(*self.IMPORT)
+        result = self.call(self.IMPORT)
         self.assertEqual(self.official_files(), before)
+        self.assertEqual((result.code, result.out), (0, ""), result.err)
+        self.assertEqual(sorted(self.profiles()), names.split())
         return result
-
-    def forget(self):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.store_path)
-
-    def names(self, url=None):
-        return sorted(self.stored().get(url or self.url, {"profiles": ()})["profiles"])
 
     def test_everything_is_taken_over_and_said(self):
         self.closed()
-        result = self.take_over()
-        self.assertEqual((result.code, result.out), (0, ""), result.err)
-        for name, *_ in self.ROWS:
-            self.assertIn(name, result.err)
-        stored = self.stored()
-        self.assertEqual(set(stored), {url for url, _, _ in self.ENVIRONMENTS})
-        self.assertFalse(stored["http://localhost:8011"]["requires_auth"])
-        expected = {
-            ("work", "token", KEY, "proj-alpha"),
-            ("dev@example.com", "token", OTHER_KEY, "proj-beta"),
-            ("local", "none", None, "proj-local"),
-        }
+        told = self.take_over().err
         self.assertEqual(
-            expected,
-            {
-                (name, profile["auth_type"], profile.get("api_key"), profile["project_id"])
-                for record in stored.values()
+            told.splitlines()[0],
+            "imported: work, dev@example.com, local; login tokens were not imported",
+        )
+        self.assertEqual(
+            [
+                (url, record["requires_auth"], name, profile["auth_type"])
+                + (profile["api_key"], profile["project_id"])
+                for url, record in self.stored().items()
                 for name, profile in record["profiles"].items()
-            },
+            ],
+            [
+                (self.url, True, "work", "token", KEY, "proj-alpha"),
+                (self.url, True, "dev@example.com", "token", OTHER_KEY, "proj-beta"),
+                ("http://localhost:8011", False, "local", "none", None, "proj-local"),
+            ],
         )
-        shown = load(self.call("config", "-o", "json").out)
-        self.assertEqual(
-            (shown["environment"], shown["profile"]), (self.url, "dev@example.com")
-        )
+        self.play("""
+            $ llamactl config
+            ENVIRONMENT ...
+            https://llama.example.com  dev@example.com  proj-beta   -
+        """)
         self.assertEqual(mode_of(self.store_path), "0o600")
 
     def test_a_login_arrives_without_what_would_end_it(self):
@@ -11835,233 +11784,145 @@ class ImportTest(ImportCase):
         with unittest.mock.patch.object(
             llamactl.Client, "send", side_effect=AssertionError
         ):
-            self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
+            self.assertEqual(self.call("auth logout dev@example.com").code, 0)
 
     def test_twice_is_the_same_as_once(self):
         self.closed()
         self.take_over()
         once = file_bytes(self.store_path)
-        result = self.take_over()
-        self.assertEqual((result.code, file_bytes(self.store_path)), (0, once))
+        self.take_over()
+        self.assertEqual(file_bytes(self.store_path), once)
 
     def test_what_is_ours_already_stays(self):
-        key = "llx-CANARY-quite-another-one"
-        self.write_store(
-            {
-                "work": {"auth_type": "token", "api_key": key, "project_id": "p"},
-                "mine": {
-                    "auth_type": "token",
-                    "api_key": OTHER_KEY,
-                    "project_id": "proj-beta",
-                },
-            },
-            "work",
-        )
         self.closed()
-        for _ in range(2):
-            self.assertEqual(self.take_over().code, 0)
-            profiles = self.profiles()
-            self.assertEqual(sorted(profiles), ["mine", "work", "work-2"])
-            self.assertEqual(
-                [profiles[name]["api_key"] for name in ("work", "work-2")], [key, KEY]
-            )
+        ours = {"auth_type": "token", "api_key": OTHER_KEY, "project_id": "proj-beta"}
+        same_name = dict(ours, api_key="llx-CANARY-quite-another-one")
+        self.write_store({"work": same_name, "mine": ours}, "work")
+        for _ in "12":
+            self.take_over("mine work work-2")
+            self.assertEqual(self.profiles()["work"], same_name)
+            self.assertEqual(self.profiles()["work-2"]["api_key"], KEY)
             self.assertEqual(self.stored()[self.url]["current_profile"], "work")
 
     def test_old_databases_have_fewer_columns(self):
-        self.closed(rows=[row[:4] for row in self.ROWS], tables=OLD_OFFICIAL_TABLES)
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        self.closed("""
+            CREATE TABLE old AS SELECT name, api_url, project_id, api_key FROM profiles;
+            DROP TABLE profiles;
+            ALTER TABLE old RENAME TO profiles;
+        """)
+        self.take_over()
 
     def test_an_open_database_with_a_write_ahead_log(self):
         # the rows stand in the log alone while the official client has the file open
-        database = self.official(journal="wal")
+        self.official(WITH_LOG)
         self.assertGreater(os.path.getsize(self.path + "-wal"), 0)
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
-        database.close()
+        self.take_over()
 
     def test_a_closed_database_with_a_write_ahead_log(self):
-        self.closed(journal="wal")
-        self.assertEqual(sorted(os.listdir(self.folder)), ["profiles.db"])
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        self.official(WITH_LOG).close()
+        self.assertEqual(os.listdir(self.folder), ["profiles.db"])
+        self.take_over()
 
     def test_a_write_ahead_log_that_a_crash_left(self):
-        self.official(journal="wal")
-        kept = {suffix: file_bytes(self.path + suffix) for suffix in ("", "-wal")}
-        shutil.rmtree(self.folder)
-        os.mkdir(self.folder, 0o700)
-        for suffix, content in kept.items():
-            with open(self.path + suffix, "wb") as file:
-                file.write(content)
-        before = tree(self.home)
-        result = self.call(*self.IMPORT)
-        left = {path for path in tree(self.home) if "profiles.json" not in path}
-        self.assertEqual(left, set(before))  # reading made no index beside it
-        self.assertEqual(
-            self.official_files(),
-            {path: entry for path, entry in before.items() if path != self.folder},
-        )
-        if result.code:
-            self.assert_one_error(result, 1, self.path)  # never an import of half the rows
-        else:
-            self.assertEqual(self.names(), ["dev@example.com", "work"])
+        self.official(WITH_LOG)
+        os.unlink(self.path + "-shm")
+        self.assert_import_fails(self.path)  # and not half of the rows
 
     def test_a_journal_that_a_crash_left(self):
         self.closed()
-        for content, code in ((b"not undone yet", 1), (b"", 0)):
-            with open(self.path + "-journal", "wb") as file:
-                file.write(content)
-            result = self.take_over()
-            self.assertEqual(
-                (result.code, "left by a crash" in result.err), (code, code == 1)
-            )
+        self.write(b"not undone yet", "-journal")
+        self.assert_import_fails("left by a crash")
+        self.write(b"", "-journal")
+        self.take_over()
 
     def test_a_link_to_an_open_database_with_a_write_ahead_log(self):
         link, self.path = self.path, os.path.join(self.home, "real-profiles.db")
         os.symlink(self.path, link)
-        database = self.official(journal="wal")
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
-        database.close()
+        self.official(WITH_LOG)
+        self.take_over()
 
     def test_a_folder_with_an_odd_name(self):
-        odd = os.fsdecode("we?ird %20#f;older\u00e9".encode("utf-8"))  # in any locale
-        self.folder = os.path.join(self.home, odd)
-        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
-        os.mkdir(self.folder, 0o700)
-        self.path = os.path.join(self.folder, "profiles.db")
-        self.store_path = os.path.join(self.folder, "profiles.json")
+        name = os.fsdecode("we?ird %20#f;older\u00e9".encode("utf-8"))  # in any locale
+        self.use_folder(os.path.join(self.home, name))
         self.closed()
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        self.take_over()
 
-    def assert_left_out(self, rows):
-        """Each of ROWS, before a good one: it is warned about, and the good one arrives."""
-        for row in rows:
-            with self.subTest(row=row):
-                self.closed(rows=(row + (None, None, None), self.ROWS[0]))
-                self.forget()
-                result = self.take_over()
-                self.assertEqual(result.code, 0, result.err)
-                self.assertEqual(self.names(), ["work"])
-                self.assertEqual(len(self.warnings_of(result)), 1, result.err)
+    def closed_with(self, row):
+        """The database with a profile ROW, which may name columns of `work`, and `work`."""
+        self.closed(f"""
+            DELETE FROM profiles WHERE name != 'work';
+            INSERT INTO profiles SELECT {row} FROM profiles;
+            UPDATE profiles SET rowid = 9 WHERE name = 'work';
+        """)
 
-    def test_rows_without_a_usable_key_or_project_are_left_out(self):
-        self.assert_left_out(
-            (
-                ("bad", self.URL, "p", None),
-                ("bad", self.URL, "p", ""),
-                ("bad", self.URL, "p", "two words"),
-                ("bad", self.URL, "p", "llx-CANARY-line\nbreak"),
-                ("bad", self.URL, "p", b"llx-CANARY-bytes"),
-                ("bad", self.URL, None, OTHER_KEY),
-                ("bad", self.URL, b"\xff", OTHER_KEY),
-            )
-        )
-
-    def test_a_stored_environment_that_does_not_say_so_requires_auth(self):
-        self.closed(
-            rows=(("bad", self.URL, "p", None, None, None, None), self.ROWS[0]),
-            environments=(),
-        )
-        self.url = self.URL
-        self.write_store({})
-        data = load(file_bytes(self.store_path).decode())
-        del data["environments"][self.URL]["requires_auth"]
-        with open(self.store_path, "w") as file:
-            json.dump(data, file)
-        result = self.take_over()
-        self.assertEqual((result.code, self.names()), (0, ["work"]))
-        self.assertEqual(len(self.warnings_of(result)), 1, result.err)
-
-    def test_rows_without_a_usable_url_are_left_out(self):
-        self.assert_left_out(
-            ("bad", url, "p", OTHER_KEY)
-            for url in (
-                None,
-                "",
-                "not a URL",
-                "ftp://example.com",
-                b"https://llama.example.com",
-            )
-        )
+    def test_rows_without_a_usable_key_project_or_url_are_left_out(self):
+        rows = """
+            'bad', api_url, 'p', NULL
+            'bad', api_url, 'p', ''
+            'bad', api_url, 'p', 'two words'
+            'bad', api_url, 'p', 'llx-CANARY-line' || char(10) || 'break'
+            'bad', api_url, 'p', CAST('llx-CANARY-bytes' AS BLOB)
+            'bad', api_url, NULL, api_key
+            'bad', api_url, X'ff', api_key
+            'bad', NULL, 'p', api_key
+            'bad', '', 'p', api_key
+            'bad', 'not a URL', 'p', api_key
+            'bad', 'ftp://example.com', 'p', api_key
+            'bad', CAST(api_url AS BLOB), 'p', api_key
+        """
+        for row in rows.strip().splitlines():
+            with self.subTest(row.strip()):
+                self.closed_with(f"{row}, NULL, NULL, NULL")
+                self.assertEqual(len(self.warnings_of(self.take_over("work"))), 1)
 
     def test_names_and_logins_of_odd_types_do_no_harm(self):
-        rows = (
-            (None, self.URL, "p", OTHER_KEY, None, None, None),
-            (b"\xff", self.URL, "p", OTHER_KEY, None, None, None),
-            (7, self.URL, "p", 123456789012, None, None, None),
-            ("", self.URL, "p", OTHER_KEY, None, None, None),
-            ("\x1b[2Jevil\u202e\n", self.URL, "p", OTHER_KEY, None, None, None),
-            ("--all", self.URL, "p", OTHER_KEY, None, None, None),
-            ("odd", self.URL, "p q\n", OTHER_KEY, 7, "not JSON", b"\0"),
-            ("odd", self.URL, "", OTHER_KEY, b"\xff", 9, None),
-            ("odd", self.URL + "/", "p", OTHER_KEY, None, "[" * 5000, None),
-        )
-        for row in rows:
-            with self.subTest(row=row[:4]):
-                self.closed(rows=(row, self.ROWS[0]))
-                self.forget()
-                result = self.take_over()
+        rows = f"""
+            NULL, api_url, 'p', api_key, NULL, NULL, NULL
+            X'ff', api_url, 'p', api_key, NULL, NULL, NULL
+            7, api_url, 'p', 123456789012, NULL, NULL, NULL
+            '', api_url, 'p', api_key, NULL, NULL, NULL
+            char(27, 91, 50, 74, 8238, 10), api_url, 'p', api_key, NULL, NULL, NULL
+            '--all', api_url, 'p', api_key, NULL, NULL, NULL
+            'odd', api_url, 'p q' || char(10), api_key, 7, 'not JSON', X'00'
+            'odd', api_url, '', api_key, X'ff', 9, NULL
+            'odd', api_url || '/', 'p', api_key, NULL, '{"[" * 5000}', NULL
+        """
+        for row in rows.strip().splitlines():
+            with self.subTest(row.strip()[:80]):
+                self.closed_with(row)
+                result = self.call(self.IMPORT)
                 self.assertEqual(result.code, 0, result.err)
-                self.assertIn("work", self.names())
+                self.assertIn("work", self.profiles())
                 self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
-                self.assertEqual(self.call("auth", "get").code, 0)
+                self.assertEqual(self.call("auth get").code, 0)
+
+    def test_an_environment_that_does_not_say_so_requires_auth(self):
+        self.closed("DELETE FROM environments; UPDATE profiles SET api_key = NULL")
+        self.write_store({})
+        data = load(file_bytes(self.store_path).decode())
+        del data["environments"][self.url]["requires_auth"]
+        self.put(json.dumps(data).encode())
+        self.assertEqual(len(self.warnings_of(self.call(self.IMPORT))), 3)
+        self.assertEqual(self.profiles(), {})
 
     def test_odd_settings_and_environments_do_no_harm(self):
-        odd = (None, 7, 1.5, b"\xff", "", "not a URL", "file:///etc/passwd", "\x1b[2J")
-        for value in odd:
-            for kind in (
-                "environment",
-                "current environment",
-                "current profile",
-                "version",
-            ):
-                with self.subTest(kind=kind, value=value):
-                    environments, settings = self.ENVIRONMENTS, self.SETTINGS
-                    if kind == "environment":
-                        environments += ((value, value, None),)
-                    elif kind == "version":
-                        environments = ((self.URL, value, value),)
-                    else:
-                        changed = {
-                            "current environment": "current_environment_api_url",
-                            "current profile": "current_profile",
-                        }[kind]
-                        settings = tuple(
-                            (key, value if key == changed else other)
-                            for key, other in settings
-                        )
-                    self.closed(environments=environments, settings=settings)
-                    self.forget()
-                    result = self.take_over()
-                    self.assertEqual(result.code, 0, result.err)
-                    self.assertEqual(self.names(), ["dev@example.com", "work"])
-                    for command in (("environments", "get"), ("config",), ("auth", "get")):
-                        self.assertEqual(self.call(*command).code, 0)
-
-    def test_text_that_is_not_utf_8(self):
-        self.closed(rows=(self.ROWS[0],))
-        url = "file:" + urllib.parse.quote(os.fsencode(self.path))  # in any locale
-        database = sqlite3.connect(url, uri=True)
-        database.execute(
-            "INSERT INTO profiles SELECT CAST(X'ff41' AS TEXT), api_url, 'q',"
-            " CAST(X'ff42' AS TEXT), null, null, null FROM profiles"
-        )
-        database.commit()
-        database.close()
-        result = self.take_over()
-        self.assertIn(result.code, (0, 1))
-        if result.code:
-            self.assert_one_error(result, 1, self.path)
-        else:
-            self.assertEqual(self.names(), ["work"])
+        for (
+            value
+        ) in "NULL 7 1.5 X'ff' '' 'no-URL' 'file:///etc/passwd' char(27)||'[2J'".split():
+            with self.subTest(value):
+                self.closed(f"""
+                    INSERT INTO environments VALUES ({value}, {value}, NULL);
+                    UPDATE environments SET requires_auth = {value};
+                    UPDATE settings SET value = {value};
+                """)
+                self.take_over()
+                for command in ("environments get", "config", "auth get"):
+                    self.assertEqual(self.call(command).code, 0)
 
     def test_what_is_no_database_of_the_official_client(self):
         self.closed()
         whole = file_bytes(self.path)
-        damaged = (
+        for content in (
             b"",
             b"not a database",
             b"SQLite format 3\0",
@@ -12069,24 +11930,18 @@ class ImportTest(ImportCase):
             whole[:100],
             whole[:4096],
             whole[:100] + b"\xff" * 8000,
-        )
-        for content in damaged:
+        ):
             with self.subTest(content[:20]):
-                with open(self.path, "wb") as file:
-                    file.write(content)
+                self.write(content)
                 self.assert_import_fails(self.path)
-        for missing in range(3):
-            with self.subTest(missing=missing):
-                tables = OFFICIAL_TABLES[:missing] + OFFICIAL_TABLES[missing + 1 :]
-                kept = [
-                    content if number != missing else ()
-                    for number, content in enumerate(
-                        (self.ROWS, self.ENVIRONMENTS, self.SETTINGS)
-                    )
-                ]
-                self.closed(
-                    tables=tables, rows=kept[0], environments=kept[1], settings=kept[2]
-                )
+        for change in (
+            "DROP TABLE profiles",
+            "DROP TABLE environments",
+            "DROP TABLE settings",
+            "UPDATE settings SET value = CAST(X'ff41' AS TEXT)",  # which is not UTF-8
+        ):
+            with self.subTest(change):
+                self.closed(change)
                 self.assert_import_fails(self.path)
 
     def test_nothing_there(self):
@@ -12095,8 +11950,7 @@ class ImportTest(ImportCase):
         self.assert_import_fails(self.path)
         os.rmdir(self.path)
         os.mkfifo(self.path)
-        self.assert_one_error(self.process(*self.IMPORT, timeout=20), 1, self.path)
-        os.unlink(self.path)
+        self.assert_one_error(self.process(self.IMPORT, timeout=20), 1, self.path)
         shutil.rmtree(self.folder)
         self.assert_import_fails(self.path)
 
