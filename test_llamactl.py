@@ -9492,6 +9492,7 @@ class DeviceFlow(NetworkCase):
         self.assertEqual(self.waits(), row["waits"] + [row["rest"]])
         self.assertEqual(screen.count("; still waiting\n"), row["told"], screen)
         self.assertNotIn("hint: llamactl auth login\n", screen)
+        self.assertIsNone(self.stored()[self.url].get("login"))  # nothing waits any more
         if row["code"]:
             self.error_of(results[-1])
             self.assertEqual(self.profiles(), {})
@@ -9825,14 +9826,13 @@ class Providers(DeviceFlow):
         for row in load(text.replace("{url}", self.url)):
             with self.subTest(row.pop("name"), source=row.pop("source")):
                 self.check(*commands, **row)
+                self.assertEqual(self.cloud.sent("/oidc/keys"), [])
 
-    def test_odd_providers(self):
+    def test_a_login_with_an_odd_provider(self):
         self.check_rows(QUIRKS)
 
-    def test_known_providers_in_two_halves(self):
+    def test_two_halves_of_a_login_with_a_known_provider(self):
         self.check_rows(KNOWN_PROVIDERS, "auth login --start", f"{SIGN_IN} --resume")
-        self.assertEqual(self.cloud.sent("/oidc/keys"), [])
-        self.assertEqual(self.call("auth login --resume").code, 2)  # nothing waits any more
 
     def test_a_slash_behind_the_issuer_makes_no_other_user(self):
         for issuer in (f"{self.url}/oidc", f"{self.url}/oidc/"):
@@ -9842,21 +9842,23 @@ class Providers(DeviceFlow):
 
 
 def hear(cloud, path, before=None, after=None):
-    """Call BEFORE with each request to a path that begins so, AFTER as it is answered."""
-    receive, answer = cloud.receive, cloud.answer
+    """Call BEFORE with each request to a path that begins so, AFTER as it is answered.
 
-    def receive_and_tell(request):
+    It takes the place of what was to be called so far.
+    """
+
+    def receive(request):
         if before and request.path.startswith(path):
             before(request)
-        return receive(request)
+        return Cloud.receive(cloud, request)
 
-    def answer_and_tell(function, request, *segments):
-        answered = answer(function, request, *segments)
+    def answer(function, request, *segments):
+        answered = Cloud.answer(cloud, function, request, *segments)
         if after and request.path.startswith(path):
             after(request)
         return answered
 
-    cloud.receive, cloud.answer = receive_and_tell, answer_and_tell
+    cloud.receive, cloud.answer = receive, answer
 
 
 def sending(number):
@@ -10055,10 +10057,8 @@ class NothingLeftBehind(NetworkCase):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             with self.subTest(number):
                 self.start("key")
-                with unittest.mock.patch.multiple(
-                    self.cloud, keys=dict(self.cloud.keys), answer=self.cloud.answer
-                ):
-                    hear(self.cloud, API_KEYS, after=sending(number))
+                hear(self.cloud, API_KEYS, after=sending(number))
+                with unittest.mock.patch.object(self.cloud, "keys", dict(self.cloud.keys)):
                     self.assert_interrupted(number)
 
     def test_signals_wait_for_the_lock_too_however_many(self):
@@ -10101,8 +10101,8 @@ class NothingLeftBehind(NetworkCase):
                 raise llamactl.Interrupted(signal.SIGTERM)
             return trace
 
-        code = 143
-        while code == 143:  # each time at the next line
+        while True:  # each time at the next line, until there is none
+            count = len(places)
             del self.cloud.logins[:]
             sys.settrace(trace)
             try:
@@ -10110,7 +10110,10 @@ class NothingLeftBehind(NetworkCase):
             finally:
                 sys.settrace(None)
             self.assert_left()
-        self.assertGreater(len(places), 3)
+            if len(places) == count:
+                break
+            self.assertEqual(code, 143)
+        self.assertGreater(count, 3)
 
     def test_of_two_logins_of_one_user_at_once_one_key_is_left(self):
         """Both make one; who stores second keeps the stored one."""
@@ -10119,7 +10122,7 @@ class NothingLeftBehind(NetworkCase):
         processes = [self.spawn(SIGN_IN) for _ in "12"]
         for process in processes:
             out, err = process.communicate(timeout=30)
-            self.assertEqual((process.returncode, out), (0, b""), err)
+            self.assertEqual(self.note(process.returncode, out, err)[:2], (0, ""), err)
         profile = self.profiles()[USER]
         self.assertEqual(self.cloud.keys_alive(), [KEY, OTHER_KEY, profile["api_key"]])
         self.assertEqual(self.cloud.keys[profile["api_key"]]["id"], profile["api_key_id"])
@@ -10248,7 +10251,7 @@ class RequestCounts(NetworkCase):
             command, *requests = line.strip().split(" | ")
             with self.subTest(command):
                 self.start(start)
-                self.succeeds(command)
+                self.succeeds(*shlex.split(command))
                 self.assertEqual(self.paths_sent(), requests)
 
     def test_of_commands(self):
@@ -10273,7 +10276,7 @@ class RequestCounts(NetworkCase):
             organizations get | GET {VERSION} | GET {ORGANIZATION_LIST}
             deployments get | GET {CONTROL}
             deployments get invoices | GET {CONTROL}/invoices
-            auth inject --env-file {self.home}/new.env
+            auth inject --env-file {shlex.quote(self.home)}/new.env
             auth logout main
             environments delete {self.url}
             """,
@@ -11906,9 +11909,8 @@ class ImportTest(ImportCase):
         self.assertEqual(self.profiles(), {})
 
     def test_odd_settings_and_environments_do_no_harm(self):
-        for (
-            value
-        ) in "NULL 7 1.5 X'ff' '' 'no-URL' 'file:///etc/passwd' char(27)||'[2J'".split():
+        values = "NULL 7 1.5 X'ff' '' 'no-URL' 'file:///etc/passwd' char(27)||'[2J'"
+        for value in values.split():
             with self.subTest(value):
                 self.closed(f"""
                     INSERT INTO environments VALUES ({value}, {value}, NULL);
