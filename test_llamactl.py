@@ -9895,6 +9895,7 @@ class LoginOutcomes(NetworkCase):
             sorted(name for name in after if after[name] != before[name]), changed.split()
         )
         self.assertEqual(after["project_id"], "proj-beta")
+        self.succeeds(f"{SIGN_IN} --name main")  # it is theirs
 
     def test_another_user_gets_another_profile(self):
         self.with_login()
@@ -11797,7 +11798,7 @@ class ImportTest(ImportCase):
         self.assertEqual(file_bytes(self.store_path), once)
 
     def test_what_is_ours_already_stays(self):
-        self.closed()
+        self.closed("UPDATE settings SET value = 'http://localhost:8011'")
         ours = {"auth_type": "token", "api_key": OTHER_KEY, "project_id": "proj-beta"}
         same_name = dict(ours, api_key="llx-CANARY-quite-another-one")
         self.write_store({"work": same_name, "mine": ours}, "work")
@@ -11805,7 +11806,8 @@ class ImportTest(ImportCase):
             self.take_over("mine work work-2")
             self.assertEqual(self.profiles()["work"], same_name)
             self.assertEqual(self.profiles()["work-2"]["api_key"], KEY)
-            self.assertEqual(self.stored()[self.url]["current_profile"], "work")
+            shown = load(self.call("config -o json").out)
+            self.assertEqual((shown["environment"], shown["profile"]), (self.url, "work"))
 
     def test_old_databases_have_fewer_columns(self):
         self.closed("""
