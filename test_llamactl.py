@@ -11831,7 +11831,7 @@ class ImportTest(ImportCase):
     def test_a_write_ahead_log_that_a_crash_left(self):
         self.official(WITH_LOG)
         os.unlink(self.path + "-shm")
-        self.assert_import_fails(self.path)  # and not half of the rows
+        self.assert_import_fails("left by a crash")  # and not half of the rows
 
     def test_a_journal_that_a_crash_left(self):
         self.closed()
