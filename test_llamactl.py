@@ -9616,8 +9616,8 @@ QUIRKS = r"""[
     "claims": {"aud": ["api", "llamactl-cli"]}
 },
 {
-    "name": "no email, two names", "source": "learn.microsoft.com: ID token claims",
-    "claims": {"email": null, "preferred_username": "jo", "upn": "jo@corp"},
+    "name": "no text as email, two names", "source": "learn.microsoft.com: ID token claims",
+    "claims": {"email": 7, "preferred_username": "jo", "upn": "jo@corp"},
     "profile": "jo"
 },
 {
@@ -11898,6 +11898,8 @@ class ImportTest(ImportCase):
                 result = self.call(self.IMPORT)
                 self.assertEqual(result.code, 0, result.err)
                 self.assertIn("work", self.profiles())
+                for name in self.profiles():
+                    self.assertRegex(name, r"\A(?![ -])[^\x00-\x1f\u202e]+\Z")
                 self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
                 self.assertEqual(self.call("auth get").code, 0)
 
