@@ -8355,499 +8355,296 @@ class Variables(CommandCase):
 # ========================================================================================
 
 
+SIGN_IN = "auth login --project proj-alpha"
+USER = "dev@example.com"  # whom the stand-in lets in, unless a test says otherwise
+
+
 class ToldTime:
     """A clock that only sleeping moves, in the place of the time module."""
 
     def __init__(self):
-        self.now, self.ahead, self.slept = 1700000000.0, 0.0, []
+        self.now = 1700000000.0
+        self.longest_sleep = 0
 
     def time(self):
-        return self.now + self.ahead
+        return self.now
 
     def monotonic(self):
         return self.now - 1600000000.0
 
     def sleep(self, seconds):
-        self.slept.append(seconds)
+        self.longest_sleep = max(self.longest_sleep, seconds)
         self.now += seconds
 
     def __getattr__(self, name):
         return getattr(time, name)
 
 
-def pending(times=1, error="authorization_pending"):
-    return [(400, {"error": error})] * times
+def said(errors, status=400):
+    """The ERRORS of a provider, as answers to one poll after the other."""
+    return [(status, {"error": error}) for error in errors.split()]
 
 
-class Polling(NetworkCase):
-    """The exact waits, with the real numbers of seconds and a clock of our own."""
+class DeviceFlow(NetworkCase):
+    """The real numbers of seconds, by a clock that is told the time."""
+
+    # What the stand-in changes (none of it here), and how such a login ends: exit code, a
+    # pattern of what it prints, profile, seconds before each poll and from the last one to
+    # the end, how often trouble is told, whether a logout revokes the refresh token.
+    USUAL = """{
+        "configuration": {}, "device": {}, "polls": [], "tokens": {}, "claims": {},
+        "approval": {}, "faults": [],
+        "code": 0, "words": "logged in as", "profile": "dev@example.com",
+        "waits": [5], "rest": 0, "told": 0, "revoked": true
+    }"""
 
     def setUp(self):
-        NetworkCase.setUp(self)
+        super().setUp()
         self.told = ToldTime()
-        self.cloud.clock, self.cloud.interval, self.cloud.expires_in = (
-            self.told.time,
-            5,
-            600,
-        )
+        self.cloud.clock = self.told.time
+        self.cloud.expires_in = 600
+        self.cloud.interval = 5
         self.patch(SLOW_DOWN=5.0, DEFAULT_INTERVAL=5.0, time=self.told)
-        self.waited, countdown = [], llamactl.Terminal.countdown
 
-        def noted(terminal, expires_at):
-            wait = countdown(terminal, expires_at)
-            return lambda seconds: self.waited.append(seconds) or wait(seconds)
-
-        patcher = unittest.mock.patch.object(llamactl.Terminal, "countdown", noted)
-        patcher.start()
-        self.addCleanup(patcher.stop)
-        self.with_profile()
-
-    def log_in(self):
-        """Log in; what came of it, and that what was to be waited was slept, by the
-        second."""
-        del self.told.slept[:], self.waited[:]
-        result = self.call(*LOGIN)
-        self.assertAlmostEqual(sum(self.waited), sum(self.told.slept), 6)
-        self.assertLessEqual(max(self.told.slept, default=0), 1)
-        return result
-
-    def waits(self, code=0):
-        """Log in; how long the program waited before each poll."""
-        before = self.bytes_stored()
-        result = self.log_in()
-        self.assertEqual(code, result.code, result.err)
-        if code:
-            self.error_of(result, code)
-            self.assertEqual(before, self.bytes_stored())
-        return self.waited
-
-    def test_before_every_poll(self):
-        self.assertEqual([5], self.waits())
-        self.cloud.pending_polls = 3
-        self.assertEqual([5, 5, 5, 5], self.waits())
-        # the stand-in checks the pace as well, by the same clock
-        self.assertEqual(6, self.cloud.count("POST", TOKEN) + 1)
-
-    def test_interval(self):
-        for value, expected in (
-            (2, 2),
-            (7.5, 7.5),
-            (None, 5),
-            (0, 5),
-            (-3, 5),
-            ("2", 2),
-            ("2.5", 5),
-            (True, 5),
-            ([2], 5),
-            ({}, 5),
-        ):
-            with self.subTest(interval=value):
-                self.cloud.enforce_interval = False
-                self.cloud.device_answer = {"interval": value}
-                self.cloud.pending_polls = 1
-                self.assertEqual([expected] * 2, self.waits())
-
-    def test_intervals_that_only_python_calls_json(self):
-        for value in (float("nan"), float("inf"), float("-inf")):
-            with self.subTest(interval=value):
-                self.cloud.device_answer = {"interval": value}
-                code = self.log_in().code
-                self.assertIn((code, self.waited), [(5, []), (0, [5])])
-
-    def test_huge_intervals_end_with_the_code(self):
-        for value in (601, 10**9, 10**25):
-            with self.subTest(interval=value):
-                self.cloud.reset()
-                self.cloud.device_answer = {"interval": value}
-                self.assertEqual([600], self.waits(4))
-                self.assertEqual(0, self.cloud.count("POST", TOKEN))
-
-    def test_slow_down_thrice_is_for_good(self):
-        self.cloud.token_script = (
-            pending(1, "slow_down") + pending() + pending(2, "slow_down")
-        )
-        self.cloud.device_answer = {"interval": 2}
-        self.cloud.pending_polls = 1
-        self.assertEqual([2, 7, 7, 12, 17, 17], self.waits())
-
-    def test_trouble_doubles_the_wait(self):
-        for kind, options in (
-            ("reset", {}),
-            ("close", {}),
-            ("status", {"status": 500}),
-            ("status", {"status": 503, "body": "<html>"}),
-            ("status", {"status": 502, "body": "bad gateway"}),
-        ):
-            with self.subTest(kind=kind, options=options):
-                self.cloud.reset()
-                self.cloud.fault(TOKEN, kind, 3, **options)
-                self.assertEqual([5, 10, 20, 30], self.waits())
-
-    def test_refused_doubles_the_wait(self):
-        with refusing(TOKEN, 2):
-            self.assertEqual([5, 10, 20], self.waits())
-
-    def test_the_end(self):
-        for error, code in (
-            ("access_denied", 4),
-            ("expired_token", 4),
-            ("invalid_grant", 1),
-            ("invalid_request", 1),
-            ("unsupported_grant_type", 1),
-        ):
-            with self.subTest(error=error):
-                self.cloud.token_script = pending(2) + pending(1, error)
-                self.assertEqual([5, 5, 5], self.waits(code))
-        self.cloud.token_script = [(401, {"error": "invalid_client"})]
-        self.assertEqual([5], self.waits(1))
-
-    def test_the_code_expires(self):
-        self.cloud.auto_approve, self.cloud.expires_in = None, 12
-        self.assertEqual([5, 5, 2], self.waits(4))
-        self.assertEqual(2, self.cloud.count("POST", TOKEN))
-
-    def test_trouble_until_the_code_expires(self):
-        self.cloud.fault(TOKEN, "reset", 99)
-        self.cloud.expires_in = 60
-        before = self.bytes_stored()
-        self.assertIn(self.log_in().code, (4, 5))
-        self.assertEqual([5, 10, 20, 25], self.waited)
-        self.assertEqual(before, self.bytes_stored())
-
-    def test_errors_of_rfc_8628_count_whatever_the_status(self):
-        for status in (429, 500, 503):
-            with self.subTest(status=status):
-                self.cloud.reset()
-                self.cloud.token_script = [
-                    (status, {"error": error})
-                    for error in ("slow_down", "authorization_pending", "slow_down")
-                ]
-                self.assertEqual([5, 10, 10, 15], self.waits())
-                for error in ("access_denied", "expired_token"):
-                    self.cloud.token_script = [(status, {"error": error})]
-                    self.assertEqual([5], self.waits(4))
-
-    def test_a_proxy_that_fails_is_waited_out(self):
-        self.cloud.configuration_overrides = {
-            "token_endpoint": "https://llama.invalid/token"
-        }
-        self.cloud.expires_in, self.env["https_proxy"] = 60, self.url
-        for status in (503, 407):
-            with self.subTest(status=status), unraised_resource_warnings():
-                self.cloud.reset()
-                self.cloud.fault("*", "status", 9, "CONNECT", status=status)
-                self.assertEqual([5, 10, 20, 25], self.waits(5))
-
-    def test_an_access_token_that_expires_meanwhile(self):
-        """The user thinks about the project longer than the access token lives."""
-
-        def think(request):
-            self.told.ahead += 600
-
-        hear(self.cloud, PROJECT_LIST, after=think)
-        self.waits()
-        self.assertEqual(1, self.cloud.refreshes)
-        profile = self.profiles()["dev@example.com"]
-        self.assertIn(profile["refresh_token"], self.cloud.refresh_tokens)
-        self.assertFalse(self.cloud.refresh_tokens[profile["refresh_token"]]["used"])
-        self.assertIn(profile["api_key"], self.cloud.keys_alive())
-
-
-# A login at a stand-in that a row changes, and what comes of it: exit code, WORDS on the
-# screen, profile, seconds waited before each poll, how often trouble is told, how many
-# tokens a logout revokes. {url} is the stand-in's address.
-PLAIN_ROW = load("""{
-    "configuration": {}, "device": {}, "polls": [], "tokens": {}, "claims": {},
-    "approval": {}, "faults": [], "code": 0, "words": "logged in as",
-    "profile": "dev@example.com", "waits": [5], "told": 0, "revoked": 1
-}""")
-
-
-def provider(name, source, **row):
-    return dict(PLAIN_ROW, name=name, source=source, **row)
-
-
-RFC_8628_3_2, RFC_8628_3_5 = "RFC 8628 section 3.2", "RFC 8628 section 3.5"
-RFC_6749_5_1, RFC_6749_5_2 = "RFC 6749 section 5.1", "RFC 6749 section 5.2"
-ID_TOKEN = "OpenID Connect Core section 3.1.3.7"
-METADATA = "OpenID Connect Discovery section 3"
-ENTRA_DEVICES = "Microsoft Entra ID documentation: device authorization grant"
-ENTRA_CLAIMS = "Microsoft Entra ID documentation: ID token claims reference"
-PORTALS = "users of device-flow CLIs behind a captive portal or a gateway"
-WEB_PAGE = "<!doctype html><title>Sign in to this network</title>"
-ANY_TENANT = {"issuer": "https://login.example/{tenantid}/v2.0"}
-
-QUIRKS = (
-    # whose ID token it is
-    provider("iss: a slash more", ID_TOKEN, claims={"iss": "{url}/oidc/"}),
-    provider(
-        "iss: a slash less",
-        "indigo-iam/iam issue 714",
-        configuration={"issuer": "{url}/oidc/"},
-        claims={"iss": "{url}/oidc"},
-    ),
-    provider(
-        "iss: tid in the place of {tenantid}",
-        "MicrosoftDocs/azure-docs issues 38427 and 95994",
-        configuration=ANY_TENANT,
-        claims={"iss": "https://login.example/t-1/v2.0", "tid": "t-1"},
-    ),
-    provider(
-        "iss: another tenant than tid",
-        "MicrosoftDocs/azure-docs issue 113944",
-        code=1,
-        words="error: .*/t-2/v2.0, not https://login.example/{tenantid}/v2.0\n",
-        configuration=ANY_TENANT,
-        claims={"iss": "https://login.example/t-2/v2.0", "tid": "t-1"},
-    ),
-    provider(
-        "iss: no tid that could be filled in",
-        "MicrosoftDocs/azure-docs issue 113944",
-        code=1,
-        words="error: .*/None/v2.0, not https://login.example/{tenantid}/v2.0\n",
-        configuration=ANY_TENANT,
-        claims={"iss": "https://login.example/None/v2.0"},
-    ),
-    provider(
-        "iss: another provider",
-        ID_TOKEN,
-        code=1,
-        words="error: .*issuer is https://elsewhere.invalid, not {url}/oidc\n",
-        claims={"iss": ELSEWHERE},
-    ),
-    provider("aud: others, no azp", ID_TOKEN, claims={"aud": ["api", "llamactl-cli"]}),
-    provider(
-        "azp: another client",
-        ID_TOKEN,
-        code=1,
-        words="error: .*authorized party is other, not llamactl-cli\n",
-        claims={"aud": ["llamactl-cli", "other"], "azp": "other"},
-    ),
-    provider(
-        "no ID token",
-        RFC_6749_5_1,
-        code=1,
-        words="error: .*no ID token.* openid\n",
-        tokens={"id_token": None},
-    ),
-    # what names the profile
-    *(
-        provider(name, ENTRA_CLAIMS, profile=profile, claims=dict(claims, email=None))
-        for name, profile, claims in (
-            ("no email, two names", "jo", {"preferred_username": "jo", "upn": "jo@corp"}),
-            ("no email, but a upn", "jo@corp.example", {"upn": "jo@corp.example"}),
-            ("no email, only a sub", "user-1", {}),
-        )
-    ),
-    # what a configuration may lack
-    provider(
-        "no jwks_uri, and nothing else that is not needed",
-        METADATA,
-        configuration=dict.fromkeys(
-            "jwks_uri authorization_endpoint scopes_supported response_types_supported "
-            "grant_types_supported id_token_signing_alg_values_supported".split()
-        ),
-    ),
-    provider(
-        "no way to revoke", METADATA, revoked=0, configuration={"revocation_endpoint": None}
-    ),
-    provider(
-        "an empty way to revoke",
-        METADATA,
-        revoked=0,
-        configuration={"revocation_endpoint": ""},
-    ),
-    # device codes
-    provider(
-        "numbers as strings",
-        "Azure AD v1.0 endpoints; assembledhq/143 pull request 35",
-        waits=[1],
-        device={"expires_in": "600", "interval": "1"},
-        tokens={"expires_in": "3599"},
-    ),
-    provider(
-        "a short life as a string",
-        "Azure AD v1.0 endpoints",
-        code=4,
-        words="error: .*expired",
-        waits=[5, 5, 2],
-        device={"expires_in": "12"},
-        approval=None,
-    ),
-    provider("no interval", RFC_8628_3_2, device={"interval": None}),
-    provider("interval 0", "sigstore/sigstore pull request 2381", device={"interval": 0}),
-    provider("interval below 0", RFC_8628_3_2, device={"interval": -1}),
-    provider("interval a text", RFC_8628_3_2, device={"interval": "soon"}),
-    provider(
-        "verification_url",
-        "cli/oauth pull request 24",
-        words="https://id.example/device",
-        device={"verification_uri": None, "verification_url": "https://id.example/device"},
-    ),
-    provider(
-        "an empty verification_uri",
-        "cli/oauth pull request 24",
-        words="https://id.example/device",
-        device={"verification_uri": "", "verification_url": "https://id.example/device"},
-    ),
-    # tokens
-    provider(
-        "no access token",
-        RFC_6749_5_1,
-        code=5,
-        words="error: .*'access_token'",
-        tokens={"access_token": None},
-    ),
-    provider("an empty error", "dotnet/aspnetcore issue 53457", tokens={"error": ""}),
-    provider("no refresh token", RFC_6749_5_1, revoked=0, tokens={"refresh_token": None}),
-    provider("no expires_in", RFC_6749_5_1, tokens={"expires_in": None}),
-    # the provider's word
-    provider(
-        "slow_down is for good",
-        RFC_8628_3_5,
-        waits=[5, 10, 10, 15, 15],
-        polls=(pending(1, "slow_down") + pending()) * 2,
-    ),
-    provider(
-        "pending with status 200",
-        "GitHub documentation: error codes for the device flow",
-        waits=[5, 5],
-        polls=[(200, {"error": "authorization_pending"})],
-    ),
-    *(
-        provider(error, source, code=code, words=words, polls=[(status, {"error": error})])
-        for error, source, status, code, words in (
-            ("authorization_declined", ENTRA_DEVICES, 400, 4, "error: .*denied in the"),
-            ("bad_verification_code", ENTRA_DEVICES, 400, 1, "error: .*bad_verification_c"),
-            ("invalid_grant", RFC_6749_5_2, 400, 1, "error: .*invalid_grant"),
-            ("invalid_client", RFC_6749_5_2, 401, 1, "error: .*invalid_client"),
-            ("unauthorized_client", RFC_6749_5_2, 403, 1, "error: .*unauthorized_client"),
-            ("mfa_required", "RFC 6749 section 8.5", 403, 1, "error: .*mfa_required"),
-        )
-    ),
-    # not the provider's word
-    *(
-        provider(name, PORTALS, waits=[5, 10], told=1, polls=[(status, body)])
-        for name, status, body in (
-            ("403, a page", 403, WEB_PAGE),
-            ("404, a page", 404, WEB_PAGE),
-            ("408", 408, None),
-            ("408, JSON", 408, {"message": "Request Timeout"}),
-            ("429", 429, {"message": "too many requests"}),
-            ("429, an error of its own", 429, {"error": "too_many_requests"}),
-            ("500", 500, {"detail": "Internal Server Error"}),
-            ("500, RFC 6749 section 4.1.2.1", 500, {"error": "server_error"}),
-            ("500, an object", 500, {"error": {"code": 500, "message": "Internal"}}),
-            ("503, RFC 6749 section 4.1.2.1", 503, {"error": "temporarily_unavailable"}),
-            ("503, Spring", 503, {"status": 503, "error": "Service Unavailable"}),
-            ("403, an API gateway", 403, {"message": "Forbidden"}),
-            ("511, RFC 6585 section 6", 511, WEB_PAGE),
-            ("200, a page", 200, WEB_PAGE),
-            ("200, empty", 200, None),
-        )
-    ),
-    provider(
-        "302",
-        PORTALS,
-        words="redirects to http://portal.invalid/: refused; still waiting\n",
-        waits=[5, 10],
-        told=1,
-        faults=[(TOKEN, "redirect", {"to": "http://portal.invalid/"})],
-    ),
-    provider(
-        "a run of trouble",
-        "modelcontextprotocol/registry pull request 1588",
-        waits=[5, 10, 20, 30, 30],
-        told=1,
-        polls=[(502, WEB_PAGE), (200, WEB_PAGE), (403, WEB_PAGE), (408, "late")],
-    ),
-    provider(
-        "two runs, a slow_down between them",
-        "brandonrc/mobula issue 22",
-        waits=[5, 10, 10, 20, 10],
-        told=2,
-        polls=[(502, "")] + pending(1, "slow_down") + [(503, "")] + pending(),
-    ),
-    # a 401 of the control plane: to log in again would go in a circle
-    *(
-        provider(name, "RFC 6750", code=4, words="error: .*401", faults=[fault])
-        for name, fault in (
-            ("401 for the projects", (PROJECT_LIST, "status", {"status": 401})),
-            ("401 for the new key", (API_KEYS, "status", {"status": 401})),
-        )
-    ),
-)
-
-
-class ProviderCase(NetworkCase):
-    """Time is told as in Polling, and a row says what the provider does."""
-
-    def setUp(self):
-        Polling.setUp(self)
-        self.cloud.enforce_interval = False
-
-    def check_login(self, row, *commands):
-        """Run COMMANDS, the last of which ends as ROW says, and log out again."""
-        row = load(json.dumps(row).replace("{url}", self.url))
+    def check(self, *commands, **changes):
+        """Run COMMANDS, by default a login, which end as CHANGES say; then log out."""
+        row = dict(load(self.USUAL), **changes)
+        self.write_store({})
         self.cloud.reset()
+        self.cloud.logins = []
         self.cloud.configuration_overrides = row["configuration"]
         self.cloud.device_answer = row["device"]
-        self.cloud.token_script = row["polls"]
+        self.cloud.token_script = list(row["polls"])
         self.cloud.token_answer = row["tokens"]
         self.cloud.id_token_claims = row["claims"]
         self.cloud.auto_approve = row["approval"]
         for path, kind, options in row["faults"]:
             self.cloud.fault(path, kind, **options)
-        self.write_store({})
-        keys = self.cloud.keys_alive()
-        del self.waited[:]
-        results = [self.call(*argv) for argv in commands]
+        results = [self.call(command) for command in commands or [SIGN_IN]]
         screen = "".join(result.out + result.err for result in results)
         self.assertEqual(results[-1].code, row["code"], screen)
         self.assertRegex(screen, row["words"])
-        self.assertEqual(self.waited, row["waits"])
+        self.assertEqual(self.waits(), row["waits"] + [row["rest"]])
         self.assertEqual(screen.count("; still waiting\n"), row["told"], screen)
         self.assertNotIn("hint: llamactl auth login\n", screen)
-        self.assertEqual(list(self.profiles()), [] if row["code"] else [row["profile"]])
+        self.assertIsNone(self.stored()[self.url].get("login"))  # nothing waits any more
         if row["code"]:
-            self.error_of(results[-1], row["code"])
+            self.error_of(results[-1])
+            self.assertEqual(self.profiles(), {})
         else:
-            self.check_logout(row)
-        self.assertEqual(self.cloud.keys_alive(), keys)
+            self.check_logout(row["profile"], row["revoked"])
+        self.assertEqual(self.cloud.keys_alive(), [KEY, OTHER_KEY])
 
-    def check_logout(self, row):
-        profile = self.profiles()[row["profile"]]
-        self.assertIn(profile["api_key"], self.cloud.keys_alive())
-        result = self.call("auth", "logout", row["profile"])
-        self.assertEqual(result, (0, "", "profile %s deleted\n" % row["profile"]))
-        sent = [urllib.parse.parse_qs(each.body) for each in self.cloud.sent(REVOKE)]
-        revoked = [token for form in sent for token in form["token"]]
-        self.assertEqual(revoked, [profile.get("refresh_token")] * row["revoked"])
+    def waits(self):
+        """The seconds from the code to the first poll, ..., from the last to the end."""
+        moments = [
+            request.time
+            for request in self.cloud.requests
+            if request.path in (DEVICE_CODE, TOKEN) or request.method == "CONNECT"
+        ]
+        ends = moments[1:] + [self.told.now]
+        return [end - start for start, end in zip(moments, ends)]
+
+    def check_logout(self, name, is_revoked):
+        self.assertEqual(list(self.profiles()), [name])
+        self.assertIn(self.profiles()[name]["api_key"], self.cloud.keys_alive())
+        result = self.call("auth logout", name)
+        self.assertEqual(result, (0, "", f"profile {name} deleted\n"))
+        revoked = [login["revoked"] for login in self.cloud.logins]
+        self.assertEqual(revoked, [is_revoked])
 
 
-class ProviderQuirks(ProviderCase):
-    def test_a_login_ends_as_the_row_says(self):
-        for row in QUIRKS:
-            with self.subTest(row["name"], source=row["source"]):
-                self.check_login(row, LOGIN)
+# What is no answer of the provider's, but a gateway's or a captive portal's: status, body.
+TROUBLE = """
+403 "<!doctype html><title>Sign in to this network</title>"
+404 "<!doctype html><title>Sign in to this network</title>"
+511 "<!doctype html><title>RFC 6585 section 6</title>"
+200 "<!doctype html><title>Sign in to this network</title>"
+200 null
+403 {"message": "Forbidden"}
+408 null
+408 {"error": "Request Timeout"}
+429 {"message": "too many requests"}
+429 {"error": "too_many_requests"}
+500 {"detail": "Internal Server Error"}
+500 {"error": "server_error"}
+500 {"error": {"code": 500, "message": "Internal"}}
+503 {"error": "temporarily_unavailable"}
+503 {"status": 503, "error": "Service Unavailable"}
+"""
 
-    def test_two_halves_end_as_the_whole_and_leave_nothing_waiting(self):
-        resume = LOGIN + ["--resume"]
-        for row in QUIRKS:
-            with self.subTest(row["name"], source=row["source"]):
-                self.check_login(row, ["auth", "login", "--start"], resume)
-                error = self.error_of(self.call(*resume), 2)
-                self.assertIn("no login is waiting", error)
 
-    def test_a_slash_behind_the_issuer_makes_no_other_user(self):
-        for issuer in (self.url + "/oidc", self.url + "/oidc/"):
-            self.cloud.id_token_claims = {"iss": issuer}
-            self.succeeds(*LOGIN)
-        self.assertEqual(sorted(self.profiles()), ["dev@example.com", "main"])
+class Polling(DeviceFlow):
+    def test_the_interval_is_five_seconds_where_it_is_no_number_above_zero(self):
+        for interval, seconds in load("""[
+            [2, 2], [7.5, 7.5], ["2", 2], [null, 5], [0, 5], [-1, 5],
+            ["2.5", 5], ["soon", 5], [true, 5], [[2], 5], [{}, 5]
+        ]"""):
+            with self.subTest(interval=interval):
+                self.check(device={"interval": interval}, waits=[seconds])
+        self.assertLessEqual(self.told.longest_sleep, 1)  # so that Ctrl-C is seen
+        for interval in load("[NaN, Infinity, -Infinity]"):
+            with self.subTest(interval=interval):
+                self.check(device={"interval": interval}, code=5, words="JSON", waits=[])
 
+    def test_a_huge_interval_ends_with_the_code(self):
+        for interval in (601, 10**9, 10**25):
+            with self.subTest(interval=interval):
+                device = {"interval": interval}
+                self.check(device=device, code=4, words="expired", waits=[], rest=600)
+
+    def test_the_words_of_rfc_8628_count_whatever_the_status(self):
+        for status in (200, 400, 429, 500, 503):
+            with self.subTest(status=status):
+                polls = said("slow_down authorization_pending slow_down", status)
+                self.check(polls=polls, waits=[5, 10, 10, 15])  # slow_down is for good
+                for error, words in (
+                    ("access_denied", "denied"),
+                    ("expired_token", "expired"),
+                ):
+                    self.check(polls=said(error, status), code=4, words=f"error: .*{words}")
+
+    def test_trouble_doubles_the_wait_up_to_30_seconds_and_is_told_once(self):
+        lines = [line.split(" ", 1) for line in TROUBLE.strip().splitlines()]
+        polls = [(int(status), load(body)) for status, body in lines]
+        self.check(polls=polls, waits=[5, 10, 20] + [30] * (len(polls) - 2), told=1)
+
+    def test_a_poll_that_no_connection_carried_is_not_sent_again_before_its_time(self):
+        with refusing(TOKEN, 2):
+            self.check(waits=[5 + 10 + 20], told=1)
+
+    def test_a_proxy_that_fails_is_waited_out_until_the_code_expires(self):
+        self.env["https_proxy"] = self.url
+        for status in (503, 407):
+            fault = ["*", "status", {"times": 9, "method": "CONNECT", "status": status}]
+            with self.subTest(status=status), unraised_resource_warnings():
+                self.check(
+                    configuration={"token_endpoint": "https://llama.invalid/token"},
+                    device={"expires_in": 60},
+                    faults=[fault],
+                    code=5,
+                    words=f"error: .*{status}",
+                    waits=[5, 10, 20],
+                    rest=25,
+                    told=1,
+                )
+
+
+QUIRKS = r"""[
+{
+    "name": "iss: a slash more", "source": "OpenID Connect Core section 3.1.3.7",
+    "claims": {"iss": "{url}/oidc/"}
+},
+{
+    "name": "iss: a slash less", "source": "indigo-iam/iam issue 714",
+    "configuration": {"issuer": "{url}/oidc/"}, "claims": {"iss": "{url}/oidc"}
+},
+{
+    "name": "iss: another tenant than tid",
+    "source": "MicrosoftDocs/azure-docs issues 38427, 95994 and 113944",
+    "configuration": {"issuer": "https://login.example/{tenantid}/v2.0"},
+    "claims": {"iss": "https://login.example/t-2/v2.0", "tid": "t-1"},
+    "code": 1, "words": "error: .*/t-2/v2.0, not https://login.example/{tenantid}/v2.0\n"
+},
+{
+    "name": "aud: others, no azp", "source": "OpenID Connect Core section 3.1.3.7",
+    "claims": {"aud": ["api", "llamactl-cli"]}
+},
+{
+    "name": "no text as email, two names", "source": "learn.microsoft.com: ID token claims",
+    "claims": {"email": 7, "preferred_username": "jo", "upn": "jo@corp"},
+    "profile": "jo"
+},
+{
+    "name": "no email, but a upn", "source": "learn.microsoft.com: ID token claims",
+    "claims": {"email": null, "upn": "jo@corp.example"}, "profile": "jo@corp.example"
+},
+{
+    "name": "nothing that is not needed", "source": "OpenID Connect Discovery section 3",
+    "configuration": {
+        "authorization_endpoint": null, "scopes_supported": null,
+        "response_types_supported": null, "grant_types_supported": null,
+        "id_token_signing_alg_values_supported": null}
+},
+{
+    "name": "an empty way to revoke", "source": "OpenID Connect Discovery section 3",
+    "configuration": {"revocation_endpoint": ""}, "revoked": false
+},
+{
+    "name": "numbers as strings",
+    "source": "Azure AD v1.0 endpoints; assembledhq/143 pull request 35",
+    "device": {"expires_in": "600", "interval": "1"}, "tokens": {"expires_in": "3599"},
+    "waits": [1]
+},
+{
+    "name": "a short life as a string", "source": "Azure AD v1.0 endpoints",
+    "device": {"expires_in": "12"}, "approval": null,
+    "code": 4, "words": "error: .*expired", "waits": [5, 5], "rest": 2
+},
+{
+    "name": "an empty verification_uri", "source": "cli/oauth pull request 24",
+    "device": {"verification_uri": "", "verification_url": "https://id.example/device"},
+    "words": "https://id.example/device"
+},
+{
+    "name": "no access token", "source": "RFC 6749 section 5.1",
+    "tokens": {"access_token": null}, "code": 5, "words": "error: .*'access_token'"
+},
+{
+    "name": "an empty error", "source": "dotnet/aspnetcore issue 53457",
+    "tokens": {"error": ""}
+},
+{
+    "name": "no refresh token", "source": "RFC 6749 section 5.1",
+    "tokens": {"refresh_token": null}, "revoked": false
+},
+{
+    "name": "Entra's word for a denial",
+    "source": "learn.microsoft.com: device authorization grant",
+    "polls": [[400, {"error": "authorization_declined"}]],
+    "code": 4, "words": "error: .*denied in the"
+},
+{
+    "name": "an error of its own",
+    "source": "learn.microsoft.com: device authorization grant",
+    "polls": [[400, {"error": "bad_verification_code"}]],
+    "code": 1, "words": "error: .*bad_verification_code"
+},
+{
+    "name": "another client", "source": "RFC 6749 section 5.2",
+    "polls": [[401, {"error": "invalid_client"}]],
+    "code": 1, "words": "error: .*invalid_client"
+},
+{
+    "name": "403 with an error", "source": "RFC 6749 section 8.5",
+    "polls": [[403, {"error": "mfa_required"}]], "code": 1, "words": "error: .*mfa_required"
+},
+{
+    "name": "302", "source": "a captive portal",
+    "faults": [["/oidc/token", "redirect", {"to": "http://portal.invalid/"}]],
+    "words": "redirects to http://portal.invalid/: refused; still waiting\n",
+    "waits": [5, 10], "told": 1
+},
+{
+    "name": "two runs of trouble", "source": "brandonrc/mobula issue 22",
+    "polls": [
+        [502, ""], [400, {"error": "slow_down"}],
+        [503, ""], [400, {"error": "authorization_pending"}]],
+    "waits": [5, 10, 10, 20, 10], "told": 2
+},
+{
+    "name": "401 for the projects: to log in again would go in a circle",
+    "source": "RFC 6750", "code": 4, "words": "error: .*401",
+    "faults": [["/api/v1beta1/deployments/list-projects", "status", {"status": 401}]]
+},
+{
+    "name": "401 for the new key: to log in again would go in a circle",
+    "source": "RFC 6750", "code": 4, "words": "error: .*401",
+    "faults": [["/api/v1/api-keys", "status", {"status": 401}]]
+}]"""
 
 # What each provider publishes and sends, in short.
-KNOWN_PROVIDERS = """[
+KNOWN_PROVIDERS = r"""[
 {
     "name": "Microsoft Entra ID, v2.0 endpoints, any tenant, no claim email configured",
     "source": "learn.microsoft.com: device authorization grant, ID token claims reference",
@@ -8861,14 +8658,14 @@ KNOWN_PROVIDERS = """[
         "verification_uri_complete": null, "expires_in": 900, "interval": 5},
     "polls": [[400, {
         "error": "authorization_pending", "error_codes": [70016],
-        "error_description": "AADSTS70016: Authorization is pending.\\r\\nTrace ID: ..."}]],
+        "error_description": "AADSTS70016: Authorization is pending.\r\nTrace ID: ..."}]],
     "tokens": {"expires_in": 3599, "ext_expires_in": 3599},
     "claims": {
         "iss": "https://login.microsoftonline.com/aaaabbbb-0000-cccc-1111-dddd2222eeee/v2.0",
         "tid": "aaaabbbb-0000-cccc-1111-dddd2222eeee", "ver": "2.0",
         "oid": "aaaaaaaa-0000-1111-2222-bbbbbbbbbbbb", "sub": "AAAAAIkzqFVrSaSa",
         "email": null, "preferred_username": "jo@contoso.example"},
-    "words": "Open https://microsoft.com/devicelogin on",
+    "words": "https://microsoft.com/devicelogin",
     "profile": "jo@contoso.example", "waits": [5, 5], "revoked": 0
 },
 {
@@ -8888,7 +8685,7 @@ KNOWN_PROVIDERS = """[
     "claims": {
         "ver": 1, "sub": "00uid4BxXw6I6TV4m0g3", "amr": ["pwd"], "jti": "ID.4eAW",
         "idp": "00oi5vxJhUQqIJmsS0g4", "preferred_username": "jo@example.com"},
-    "words": "    https://dev-1.okta.com/activate.user_code=BCDFGHJK",
+    "words": "  https://dev-1.okta.com/activate.user_code=BCDFGHJK",
     "waits": [5, 5, 10], "told": 1
 },
 {
@@ -8953,227 +8750,155 @@ KNOWN_PROVIDERS = """[
         [403, {"error": "slow_down", "error_description": "Forbidden"}]],
     "tokens": {"expires_in": 3920},
     "claims": {"azp": "llamactl-cli", "sub": "110169484474386276334", "hd": "example.com"},
-    "words": "Open https://www.google.com/device on", "waits": [5, 5, 10]
+    "words": "https://www.google.com/device", "waits": [5, 5, 10]
 }]"""
 
 
-class KnownProviders(ProviderCase):
-    def test_a_login_ends_in_a_profile_and_a_logout_leaves_nothing(self):
-        for row in [provider(**document) for document in load(KNOWN_PROVIDERS)]:
-            with self.subTest(row["name"], source=row["source"]):
-                self.check_login(row, LOGIN)
+class Providers(DeviceFlow):
+    """A login ends as the row says, and a logout leaves nothing of it."""
+
+    def check_rows(self, text, *commands):
+        for row in load(text.replace("{url}", self.url)):
+            with self.subTest(row.pop("name"), source=row.pop("source")):
+                self.check(*commands, **row)
                 self.assertEqual(self.cloud.sent("/oidc/keys"), [])
+
+    def test_a_login_with_an_odd_provider(self):
+        self.check_rows(QUIRKS)
+
+    def test_two_halves_of_a_login_with_a_known_provider(self):
+        self.check_rows(KNOWN_PROVIDERS, "auth login --start", f"{SIGN_IN} --resume")
+
+    def test_a_slash_behind_the_issuer_makes_no_other_user(self):
+        for issuer in (f"{self.url}/oidc", f"{self.url}/oidc/"):
+            self.cloud.id_token_claims = {"iss": issuer}
+            self.succeeds(SIGN_IN)
+        self.assertEqual(list(self.profiles()), [USER])
 
 
 def hear(cloud, path, before=None, after=None):
-    """Call BEFORE or AFTER with each request to a path that begins so, as it is
-    answered."""
-    real = cloud.answer
+    """Call BEFORE with each request to a path that begins so, AFTER as it is answered.
 
-    def answer(function, request, *segments):
+    It takes the place of what was to be called so far.
+    """
+
+    def receive(request):
         if before and request.path.startswith(path):
             before(request)
-        answer = real(function, request, *segments)
+        return Cloud.receive(cloud, request)
+
+    def answer(function, request, *segments):
+        answered = Cloud.answer(cloud, function, request, *segments)
         if after and request.path.startswith(path):
             after(request)
-        return answer
+        return answered
 
-    cloud.answer = answer
+    cloud.receive, cloud.answer = receive, answer
+
+
+def sending(number):
+    """What to do with a request: send this process the signal NUMBER."""
+    return lambda request: os.kill(os.getpid(), number)
 
 
 class LoginOutcomes(NetworkCase):
-    def test_nobody_known_yet(self):
-        result = self.succeeds(*LOGIN)
-        profile = self.profiles()["dev@example.com"]
+    def test_a_new_user_gets_a_profile_with_a_key_of_its_own(self):
+        self.assertEqual(self.succeeds(SIGN_IN).out, "")
+        profile = self.profiles()[USER]
         self.assertEqual(
-            ("oidc", "proj-alpha", "Alpha", "user-1"),
-            tuple(
-                profile[name] for name in ("auth_type", "project_id", "project_name", "sub")
-            ),
+            [profile[name] for name in "auth_type project_id project_name sub".split()],
+            "oidc proj-alpha Alpha user-1".split(),
         )
-        self.assertEqual("dev@example.com", self.stored()[self.url]["current_profile"])
+        self.assertEqual(self.stored()[self.url]["current_profile"], USER)
         record = self.cloud.keys[profile["api_key"]]
         self.assertEqual(profile["api_key_id"], record["id"])
         self.assertRegex(record["name"], r"\Adev@example\.com llamactl on .")
-        code = list(self.cloud.devices.values())[0]["user_code"]
-        self.assertIn(code, result.err)
-        self.assertIn(self.url + "/oidc/device", result.err)
-        self.assertIn("user_code=" + code, result.err)
-        self.assertEqual("", result.out)
         # the helper that other tests start from stores just what a login stores
-        made = self.with_login()
-        self.assertEqual(set(profile), set(self.profiles()["main"]) | set(made))
-
-    def test_without_an_address(self):
-        self.cloud.auto_approve = {"email": None}
-        self.succeeds(*LOGIN)
-        self.assertEqual(["user-1"], list(self.profiles()))
-
-    def test_one_project_is_chosen(self):
-        del self.cloud.projects[1]
-        self.succeeds("auth", "login")
-        self.assertEqual("proj-alpha", self.profiles()["dev@example.com"]["project_id"])
-
-    def test_a_choice_is_missing(self):
-        for argv in (["auth", "login"], ["auth", "login", "--project", "proj-none"]):
-            with self.subTest(argv=argv):
-                self.cloud.reset()
-                self.write_store({})
-                result = self.call(*argv)
-                self.assertEqual(2, result.code)
-                error = [
-                    line for line in result.err.splitlines() if line.startswith("error: ")
-                ]
-                self.assertEqual(1, len(error))
-                for project in ("proj-alpha", "proj-beta"):
-                    self.assertIn(project, error[0])
-                self.assertIn("hint: llamactl projects use ID", result.err)
-                profile = self.profiles()["dev@example.com"]
-                self.assertIsNone(profile["project_id"])
-                self.assertIn(profile["api_key"], self.cloud.keys_alive())
-                self.succeeds("projects", "use", "proj-beta")
-                self.assertEqual(
-                    "proj-beta", self.profiles()["dev@example.com"]["project_id"]
-                )
-
-    def test_no_project_anywhere(self):
-        self.cloud.projects = []
-        for argv in (["auth", "login"], LOGIN):
-            with self.subTest(argv=argv):
-                self.fails(*argv, code=1)
-                self.assertEqual(0, self.cloud.count("POST", API_KEYS))
-
-    def test_narrowed_to_an_organization(self):
-        self.succeeds("auth", "login", "--org", "org-two")
-        self.assertEqual("proj-beta", self.profiles()["dev@example.com"]["project_id"])
-
-    def test_same_user_again(self):
-        old = self.with_login()
-        key = self.profiles()["main"]["api_key"]
-        result = self.succeeds("auth", "login", "--project", "proj-beta")
-        self.assertNotIn("error", result.err)
-        profile = self.profiles()["main"]
-        self.assertEqual(["main"], list(self.profiles()))
-        self.assertEqual(
-            (key, KEY_ID, "proj-beta"),
-            tuple(profile[name] for name in ("api_key", "api_key_id", "project_id")),
-        )
-        self.assertNotEqual(old["refresh_token"], profile["refresh_token"])
-        self.assertEqual(0, self.cloud.count("POST", API_KEYS))
-
-    def test_same_user_whose_key_is_gone(self):
         self.with_login()
-        gone = self.profiles()["main"]["api_key"]
-        del self.cloud.keys[gone]
-        self.succeeds(*LOGIN)
-        profile = self.profiles()["main"]
-        self.assertNotEqual(gone, profile["api_key"])
-        self.assertEqual(self.cloud.keys[profile["api_key"]]["id"], profile["api_key_id"])
+        self.assertEqual(set(self.profiles()["main"]), set(profile))
 
-    def test_same_user_and_an_unsure_server(self):
-        for status in (400, 403, 404, 429, 500, 503):
-            with self.subTest(status=status):
-                self.cloud.reset()
-                self.with_login()
-                key = self.profiles()["main"]["api_key"]
-                self.cloud.fault(ME, "status", 9, status=status)
-                self.succeeds(*LOGIN)
-                self.assertEqual(key, self.profiles()["main"]["api_key"])
-                self.assertEqual(0, self.cloud.count("POST", API_KEYS))
+    def test_the_same_user_again_gets_new_tokens_and_keeps_the_key(self):
+        self.with_login()
+        before = self.profiles()["main"]
+        self.succeeds("auth login --project proj-beta")
+        after = self.profiles().pop("main")
+        self.assertEqual(list(self.profiles()), ["main"])
+        changed = (
+            "access_expires_at access_token org_id project_id project_name refresh_token"
+        )
+        self.assertEqual(
+            sorted(name for name in after if after[name] != before[name]), changed.split()
+        )
+        self.assertEqual(after["project_id"], "proj-beta")
+        self.succeeds(f"{SIGN_IN} --name main")  # it is theirs
 
-    def test_another_user(self):
+    def test_another_user_gets_another_profile(self):
         self.with_login()
         self.cloud.auto_approve = {"sub": "user-2"}
-        self.succeeds(*LOGIN)
-        self.assertEqual(["dev@example.com", "main"], sorted(self.profiles()))
-        self.assertEqual("user-1", self.profiles()["main"]["sub"])
-        self.cloud.reset()
-        self.fails(*LOGIN + ["--name", "main"], code=1)
-        self.assertEqual(0, self.cloud.count("POST", API_KEYS))
+        self.succeeds(SIGN_IN)
+        users = {name: profile["sub"] for name, profile in self.profiles().items()}
+        self.assertEqual(users, {"main": "user-1", USER: "user-2"})
 
-    def test_a_taken_name(self):
-        self.with_profile(name="dev@example.com")
-        self.succeeds(*LOGIN)
-        self.assertEqual(["dev@example.com", "dev@example.com-2"], sorted(self.profiles()))
-        self.assertEqual(KEY, self.profiles()["dev@example.com"]["api_key"])
+    def test_a_taken_name_gets_a_number(self):
+        self.with_profile(USER)
+        self.succeeds(SIGN_IN)
+        kinds = {name: each["auth_type"] for name, each in self.profiles().items()}
+        self.assertEqual(kinds, {USER: "token", f"{USER}-2": "oidc"})
 
-    def test_a_store_that_fails_after_the_key_was_made(self):
-        """The key that nobody would know of is deleted again."""
-        made = []
+    def test_org_narrows_the_projects_and_the_only_one_is_chosen(self):
+        self.succeeds("auth login --org org-two")
+        self.assertEqual(self.profiles()[USER]["project_id"], "proj-beta")
 
-        def sabotage(request):
-            made.extend(set(self.cloud.keys_alive()) - {KEY, OTHER_KEY})
-            os.unlink(self.store_path)
-            os.mkdir(self.store_path)
+    def test_an_access_token_that_expires_meanwhile_is_refreshed(self):
+        """The user thinks about the project longer than the token lives."""
+        self.cloud.access_token_lifetime = 1
+        self.succeeds(SIGN_IN)
+        self.assertEqual((self.cloud.refreshes, self.cloud.reuse_detected), (2, 0))
+        profile = self.profiles()[USER]
+        self.assertFalse(self.cloud.refresh_tokens[profile["refresh_token"]]["used"])
+        self.assertIn(profile["api_key"], self.cloud.keys_alive())
 
-        hear(self.cloud, API_KEYS, after=lambda r: r.method == "POST" and sabotage(r))
-        self.error_of(self.call(*LOGIN), 1)
-        self.assertEqual(1, len(made))
-        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
-
-    def test_a_token_of_unknown_lifetime_is_not_refreshed_at_once(self):
+    def test_a_token_of_unknown_lifetime_is_refreshed_once_a_401_says_so(self):
         self.cloud.token_answer = {"expires_in": None}
-        self.succeeds(*LOGIN)
-        self.assertIsNone(self.profiles()["dev@example.com"]["access_expires_at"])
-        self.assertEqual(0, self.cloud.refreshes)
-        # a 401 tells that its life is over
+        self.succeeds(SIGN_IN)
+        self.assertIsNone(self.profiles()[USER]["access_expires_at"])
+        self.assertEqual(self.cloud.refreshes, 0)
         self.cloud.expire_access_tokens()
-        self.succeeds("auth", "logout", "dev@example.com")
-        self.assertEqual((1, 0), (self.cloud.refreshes, self.cloud.reuse_detected))
-        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+        self.succeeds("auth logout", USER)
+        self.assertEqual((self.cloud.refreshes, self.cloud.reuse_detected), (1, 0))
+        self.assertEqual(self.cloud.keys_alive(), [KEY, OTHER_KEY])
 
     def test_an_echoed_code_is_masked_as_it_was_sent(self):
         code = "dc/CANARY+0123=4567"
         self.cloud.device_answer = {"device_code": code}
         for form in (code, urllib.parse.quote_plus(code)):
-            self.cloud.token_script = [
-                (
-                    400,
-                    {
-                        "error": "invalid_grant",
-                        "error_description": "no device_code=" + form,
-                    },
-                )
-            ]
-            self.assertIn("no device_code=********", self.fails(*LOGIN, code=1))
+            error = {"error": "invalid_grant", "error_description": f"device_code={form}"}
+            self.cloud.token_script = [(400, error)]
+            self.assertIn("device_code=********", self.fails(SIGN_IN, code=1))
 
-    def test_no_browser_login(self):
-        self.cloud.browser_login = False
-        before = self.bytes_stored()
-        result = self.call(*LOGIN)
-        self.error_of(result, 1)
-        self.assertIn("hint: llamactl auth token", result.err)
+    def test_a_server_without_browser_login_says_so(self):
         for status in (400, 404, 501):
-            self.cloud.fault(
-                DISCOVERY, "status", status=status, body={"detail": "no OIDC here"}
-            )
-            self.assertIn("no OIDC here", self.fails(*LOGIN, code=1))
-        self.assertEqual(before, self.bytes_stored())
+            body = {"detail": "no OIDC here"}
+            self.cloud.fault(DISCOVERY, "status", status=status, body=body)
+            self.play("""
+                $ llamactl auth login
+                error: ...: no OIDC here...
+                hint: llamactl auth token
+                [1]
+            """)
 
-    def test_client_ids(self):
-        for ids, accepted in (
-            ({"cli": "llamactl-cli", "web": "w"}, True),
-            ({"other": "llamactl-cli"}, True),
-            ({"a": "x", "b": "y"}, False),
-            ({}, False),
-            (None, False),
-            ({"cli": 7}, False),
+    def test_the_client_id_is_the_cli_s_or_the_only_one(self):
+        for end, client_ids in (
+            (self.succeeds, '{"cli": "llamactl-cli", "web": "w"}'),
+            (self.succeeds, '{"other": "llamactl-cli"}'),
+            (self.fails, '{"a": "x", "b": "y"}'),
+            (self.fails, "{}"),
+            (self.fails, "null"),
+            (self.fails, '{"cli": 7}'),
         ):
-            with self.subTest(client_ids=ids):
-                self.write_store({})
-                self.cloud.discovery_overrides = {"client_ids": ids}
-                self.succeeds(*LOGIN) if accepted else self.fails(*LOGIN)
-
-    def test_refusals_in_the_browser(self):
-        for error in ("access_denied", "expired_token"):
-            self.cloud.token_script = pending(1, error)
-            self.fails(*LOGIN, code=4)
-
-    def test_unwritable_store_is_noticed_before_a_code_is_shown(self):
-        os.unlink(self.store_path)
-        os.mkdir(self.store_path)
-        self.error_of(self.call(*LOGIN), 1)
-        self.assertEqual([], self.cloud.requests)
+            with self.subTest(client_ids):
+                self.cloud.discovery_overrides = {"client_ids": load(client_ids)}
+                end(SIGN_IN)
 
 
 class NothingLeftBehind(NetworkCase):
@@ -9181,178 +8906,123 @@ class NothingLeftBehind(NetworkCase):
 
     def setUp(self):
         super().setUp()
-        self.keys = [KEY, OTHER_KEY]
+        self.start("key")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.signal(number, lambda *_: None)
+            self.addCleanup(signal.signal, number, handler)
 
-    def assert_nothing_left(self, keys=()):
-        self.assertEqual(self.keys + list(keys), self.cloud.keys_alive())
-        self.assertEqual([True], [login["revoked"] for login in self.cloud.logins])
+    def assert_left(self, *keys, revoked=True):
+        """The keys that live beside the two of the stand-in, and whether the login does."""
+        self.assertEqual(self.cloud.keys_alive(), [KEY, OTHER_KEY, *keys])
+        self.assertEqual([login["revoked"] for login in self.cloud.logins], [revoked])
 
-    def test_what_ends_a_login_after_the_approval(self):
-        def unwritable(request):
+    def break_store(self, *_):
+        """A folder in the place of the store, which nobody can write then."""
+        if os.path.isfile(self.store_path):
             os.unlink(self.store_path)
             os.mkdir(self.store_path)
 
-        table = (
-            ("refused ID token", 1, {"id_token_claims": {"aud": "another"}}, LOGIN),
-            ("no ID token", 1, {"id_token_override": lambda claims: None}, LOGIN),
-            ("no project", 1, {"projects": []}, LOGIN),
-            (
-                "another user's name",
-                1,
-                {"auto_approve": {"sub": "user-2"}},
-                LOGIN + ["--name", "main"],
-            ),
-        )
-        for name, code, settings, argv in table:
-            with self.subTest(name):
-                self.start("login")
-                self.keys = self.cloud.keys_alive()
-                for setting, value in settings.items():
-                    before = getattr(self.cloud, setting)
-                    self.addCleanup(setattr, self.cloud, setting, before)
-                    setattr(self.cloud, setting, value)
-                self.fails(*argv, code=code)
-                self.assert_nothing_left()
-                for setting in settings:
-                    setattr(self.cloud, setting, self.cloud_defaults(setting))
-        for path in (PROJECT_LIST, API_KEYS):
-            with self.subTest("a store that fails behind " + path):
-                self.start("key")
-                hear(self.cloud, path, after=unwritable)
-                self.error_of(self.call(*LOGIN), 1)
-                self.assertEqual([True], [login["revoked"] for login in self.cloud.logins])
-                del self.cloud.answer
-                os.rmdir(self.store_path)
-        self.assertEqual(
-            [KEY, OTHER_KEY],
-            [key for key in self.cloud.keys_alive() if not key.endswith("0123")],
-        )
+    def test_an_unwritable_store_is_noticed_before_anything_is_sent(self):
+        self.break_store()
+        self.error_of(self.call(SIGN_IN), 1)
+        self.assertEqual(self.cloud.requests, [])
 
-    def cloud_defaults(self, name):
-        return getattr(Cloud(), name) if name != "auto_approve" else {}
+    def test_a_store_that_breaks_after_the_approval(self):
+        for path in (PROJECT_LIST, API_KEYS):
+            with self.subTest(path):
+                self.start("key")
+                hear(self.cloud, path, after=self.break_store)
+                self.error_of(self.call(SIGN_IN), 1)
+                self.assert_left()
+                os.rmdir(self.store_path)
+
+    def test_a_login_that_is_refused_after_the_approval(self):
+        for settings, options in (
+            ({"id_token_claims": {"aud": "another"}}, ""),
+            ({"token_answer": {"id_token": None}}, ""),
+            ({"projects": []}, ""),
+            ({"auto_approve": {"sub": "user-2"}}, " --name main"),
+        ):
+            with self.subTest(settings), unittest.mock.patch.multiple(
+                self.cloud, keys=dict(self.cloud.keys), **settings
+            ):
+                self.start("login")
+                self.fails(SIGN_IN + options, code=1)
+                self.assert_left(self.profiles()["main"]["api_key"])
+                self.assertEqual(self.cloud.count("POST", API_KEYS), 0)
 
     def test_ctrl_c_at_the_menu(self):
-        self.start("key")
         with unittest.mock.patch.object(
             llamactl.Terminal, "choose", side_effect=KeyboardInterrupt
         ):
-            result = self.call("auth", "login")
-        self.assertEqual(130, result.code)
-        self.assert_nothing_left()
+            self.assertEqual(self.call("auth login").code, 130)
+        self.assert_left()
 
-    def test_answers_to_a_new_key(self):
-        """The key may have been made: its title says which, and where to delete it."""
-        for name, kind, options in (
-            ("cut off", "truncated", {"executed": True}),
-            ("reset", "reset", {"executed": True}),
-            ("a web page", "html", {"executed": True}),
-            ("not JSON", "not_json", {"executed": True}),
-            ("500 after it took effect", "status", {"executed": True, "status": 500}),
-            ("no key in it", "wrong_shape", {"executed": True, "body": {}}),
-        ):
-            with self.subTest(name):
+    def test_a_key_that_may_have_been_made_is_named_by_its_title(self):
+        for kind, options in load("""{
+            "truncated": {}, "reset": {}, "html": {}, "not_json": {}, "status": {},
+            "wrong_shape": {"body": {}}
+        }""").items():
+            with self.subTest(kind):
                 self.start("key")
-                self.cloud.fault(API_KEYS, kind, 1, "POST", **options)
-                result = self.call(*LOGIN)
+                self.cloud.fault(API_KEYS, kind, executed=True, **options)
+                result = self.call(SIGN_IN)
                 self.assertIn("'dev@example.com llamactl on ", self.error_of(result, 5))
                 self.assertIn("hint: delete the key in the web console", result.err)
-                self.assertEqual([True], [login["revoked"] for login in self.cloud.logins])
+                self.assertTrue(self.cloud.logins[0]["revoked"])
         for status in (400, 403, 404):
-            with self.subTest("refused", status=status):
-                self.start("key")
-                self.cloud.fault(API_KEYS, "status", 1, "POST", status=status)
-                self.assertNotIn("llamactl on", self.fails(*LOGIN, code=1))
+            with self.subTest(status=status):
+                self.cloud.fault(API_KEYS, "status", status=status)
+                self.assertNotIn("llamactl on", self.fails(SIGN_IN, code=1))
 
     def test_a_key_that_the_server_shows_masked_is_deleted(self):
-        self.start("key")
-        real = Cloud.create_key
+        made = self.cloud.add_key("llx-CANARY-of-which-only-the-id-is-told")
+        answer = {"id": made["id"], "redacted_api_key": "llx-\u2026"}
+        self.cloud.fault(API_KEYS, "wrong_shape", body=answer)
+        self.fails(SIGN_IN, code=5)
+        self.assert_left()
 
-        def masked(cloud, request):
-            answer = real(cloud, request)
-            return answer._replace(body=dict(answer.body, redacted_api_key="llx-\u2026"))
+    def assert_interrupted(self, number):
+        """A login that a signal ended, but only once it was stored."""
+        result = self.call(SIGN_IN)
+        self.assertEqual(result.code, 128 + number, result.err)
+        self.assertIn("finishing first; please wait\n", result.err)
+        self.assert_left(self.profiles()[USER]["api_key"], revoked=False)
 
-        with unittest.mock.patch.object(
-            self.cloud,
-            "answer",
-            lambda function, *rest: Cloud.answer(
-                self.cloud, masked if function is real else function, *rest
-            ),
-        ):
-            self.fails(*LOGIN, code=5)
-        self.assert_nothing_left()
-
-    def started(self, *events):
-        """A real process of a login that has reached the making of its key."""
-        process = self.spawn(*LOGIN)
-        self.addCleanup(process.kill)
-        for event in events:
-            self.assertTrue(event.wait(15))
-        return process
-
-    def ended(self, process, code):
-        out, err = process.communicate(timeout=30)
-        self.note(process.returncode, out, err)
-        self.assertEqual((process.returncode, out), (code, b""), err)
-        return err.decode()
-
-    def test_signals_while_the_key_is_made(self):
-        """The first one waits for the key, so that it can be stored or deleted."""
+    def test_a_signal_waits_until_the_key_that_is_made_is_stored(self):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            with self.subTest(signal=number):
+            with self.subTest(number):
                 self.start("key")
-                made, signalled = threading.Event(), threading.Event()
+                hear(self.cloud, API_KEYS, after=sending(number))
+                with unittest.mock.patch.object(self.cloud, "keys", dict(self.cloud.keys)):
+                    self.assert_interrupted(number)
 
-                def slowly(request, made=made, signalled=signalled):
-                    made.set()
-                    signalled.wait(15)
+    def test_signals_wait_for_the_lock_too_however_many(self):
+        with contextlib.ExitStack() as lock:
 
-                hear(self.cloud, API_KEYS, after=slowly)
-                process = self.started(made)
-                process.send_signal(number)
-                time.sleep(0.1)
-                signalled.set()
-                self.ended(process, 128 + number)
-                del self.cloud.answer
-                profile = self.profiles()["dev@example.com"]
-                self.assertEqual(self.keys + [profile["api_key"]], self.cloud.keys_alive())
-                self.assertEqual([False], [login["revoked"] for login in self.cloud.logins])
-                self.succeeds("auth", "logout", "dev@example.com")
-                self.assertEqual(self.keys, self.cloud.keys_alive())
+            def signal_twice():
+                for _ in "12":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.1)
+                lock.close()
 
-    def test_signals_while_the_lock_is_awaited(self):
-        """However many: the key that was made is stored, since its time is bounded."""
-        self.start("key")
-        made = threading.Event()
-        os.makedirs(self.folder, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            hear(
-                self.cloud,
-                API_KEYS,
-                before=lambda request: (
-                    request.method == "POST"
-                    and stack.enter_context(locked(self.store_path + ".lock")),
-                    made.set(),
-                ),
-            )
-            process = self.started(made)
-            end = time.monotonic() + 15
-            while len(self.cloud.keys_alive()) < 3 and time.monotonic() < end:
-                time.sleep(0.01)
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
-        self.assertIn("finishing first; please wait", self.ended(process, 143))
-        profile = self.profiles()["dev@example.com"]
-        self.assertEqual(self.keys + [profile["api_key"]], self.cloud.keys_alive())
+            def hold_the_lock(request):
+                lock.enter_context(locked(self.store_path + ".lock"))
+                threading.Timer(0.1, signal_twice).start()
+
+            hear(self.cloud, API_KEYS, after=hold_the_lock)
+            self.assert_interrupted(signal.SIGTERM)
+
+    def test_a_poll_that_fails_does_not_swallow_a_signal(self):
+        self.cloud.fault(TOKEN, "close", 99)
+        hear(self.cloud, TOKEN, before=sending(signal.SIGTERM))
+        self.assertEqual(self.call(SIGN_IN).code, 143)
 
     def test_a_signal_at_each_line_between_the_approval_and_the_menu(self):
         """The refresh token is revoked, wherever the signal comes."""
-        self.start("key")
         self.cloud.token_answer = {"id_token": "not one"}  # which ends the login
         names = ("wait_for_approval", "finish_login", "poll_for_tokens", "read_tokens")
-        lines = set()
+        places = set()
 
         def trace(frame, event, _):
             if frame.f_code.co_name not in names:
@@ -9361,310 +9031,209 @@ class NothingLeftBehind(NetworkCase):
             source = linecache.getline(llamactl.__file__, frame.f_lineno)
             if sys.exc_info()[0] or source.lstrip().startswith("with "):
                 return trace  # Python itself is leaving the block
-            approved = self.cloud.logins and not self.cloud.logins[-1]["revoked"]
-            if event == "line" and approved and place not in lines:
-                lines.add(place)
+            is_approved = self.cloud.logins and not self.cloud.logins[-1]["revoked"]
+            if event == "line" and is_approved and place not in places:
+                places.add(place)
                 raise llamactl.Interrupted(signal.SIGTERM)
             return trace
 
-        for _ in range(40):
-            before = len(lines)
+        while True:  # each time at the next line, until there is none
+            count = len(places)
             del self.cloud.logins[:]
             sys.settrace(trace)
             try:
-                code = self.call(*LOGIN).code
+                code = self.call(SIGN_IN).code
             finally:
                 sys.settrace(None)
-            revoked = [login["revoked"] for login in self.cloud.logins]
-            self.assertEqual(revoked, [True], sorted(lines))
-            if len(lines) == before:
+            self.assert_left()
+            if len(places) == count:
                 break
             self.assertEqual(code, 143)
-        self.assertGreater(len(lines), 3)
+        self.assertGreater(count, 3)
 
-    def test_a_signal_while_a_poll_fails(self):
-        """Trouble on the way is waited out, but does not swallow the signal."""
-        self.start("key")
-        polled = threading.Event()
-        self.cloud.interval = 0.01
-        self.cloud.fault(TOKEN, "close", 99)
-        hear_apart(self.cloud, TOKEN, lambda request: (polled.set(), time.sleep(0.3)))
-        process = self.started(polled)
-        process.send_signal(signal.SIGTERM)
-        self.ended(process, 143)
-
-    def test_two_logins_of_one_user_at_once(self):
-        """Both make a key; who stores second keeps the stored one."""
-        self.start("key")
-        both, counts = threading.Barrier(2), []
-
-        def together(request):
-            if request.method == "POST":
-                counts.append(request)
-                with contextlib.suppress(threading.BrokenBarrierError):
-                    both.wait(15)
-
-        hear_apart(self.cloud, API_KEYS, together)
-        processes = [self.started(), self.started()]
+    def test_of_two_logins_of_one_user_at_once_one_key_is_left(self):
+        """Both make one; who stores second keeps the stored one."""
+        both = threading.Barrier(2, timeout=15)
+        hear(self.cloud, API_KEYS, before=lambda r: r.method == "POST" and both.wait())
+        processes = [self.spawn(SIGN_IN) for _ in "12"]
         for process in processes:
-            self.ended(process, 0)
-        self.assertEqual(2, len(counts))
-        profile = self.profiles()["dev@example.com"]
-        self.assertEqual(self.keys + [profile["api_key"]], self.cloud.keys_alive())
+            out, err = process.communicate(timeout=30)
+            self.assertEqual(self.note(process.returncode, out, err)[:2], (0, ""), err)
+        profile = self.profiles()[USER]
+        self.assertEqual(self.cloud.keys_alive(), [KEY, OTHER_KEY, profile["api_key"]])
         self.assertEqual(self.cloud.keys[profile["api_key"]]["id"], profile["api_key_id"])
-        self.assertEqual(
-            [False, True], sorted(login["revoked"] for login in self.cloud.logins)
-        )
-        login = self.cloud.refresh_tokens[profile["refresh_token"]]["login"]
-        self.assertFalse(login["revoked"])
+        kept = self.cloud.refresh_tokens[profile["refresh_token"]]["login"]
+        alive = [login for login in self.cloud.logins if not login["revoked"]]
+        self.assertEqual(alive, [kept])
 
-    def test_the_replaced_token_goes_to_its_own_provider_alone(self):
-        """A control plane that names another one, which claims to be the same."""
-        elsewhere = self.another_origin()
+    def test_a_login_revokes_the_token_that_it_replaces_at_its_own_provider_alone(self):
         old = self.with_login()["refresh_token"]
-        url = elsewhere.url + REVOKE
+        url = self.other.url + REVOKE  # of one that claims to be the same
         self.cloud.configuration_overrides = {"revocation_endpoint": url}
-        self.succeeds(*LOGIN)
-        self.assertEqual(elsewhere.cloud.requests, [])
-        self.assertTrue(self.cloud.refresh_tokens[old]["login"]["revoked"])
-
-    def test_a_second_login_revokes_the_token_that_it_replaces(self):
-        old = self.with_login()["refresh_token"]
-        self.succeeds(*LOGIN)
-        self.assertTrue(self.cloud.refresh_tokens[old]["login"]["revoked"])
+        self.succeeds(SIGN_IN)
+        self.assertEqual(self.other.cloud.requests, [])
         new = self.profiles()["main"]["refresh_token"]
-        self.assertFalse(self.cloud.refresh_tokens[new]["login"]["revoked"])
+        logins = [self.cloud.refresh_tokens[token]["login"] for token in (old, new)]
+        self.assertEqual([login["revoked"] for login in logins], [True, False])
+
+    def test_a_replaced_token_that_cannot_be_revoked_is_warned_about(self):
         self.with_login()
-        self.cloud.fault(REVOKE, "status", 9, status=500)
-        result = self.succeeds(*LOGIN)
+        self.cloud.fault(REVOKE, "status")
+        result = self.succeeds(SIGN_IN)
         self.assertIn("warning: the refresh token may still be valid", result.err)
-
-
-def hear_apart(cloud, path, before):
-    """Call BEFORE with each request to PATH, while others are answered."""
-    receive = cloud.receive
-
-    def receiving(request):
-        if request.path.startswith(path):
-            before(request)
-        return receive(request)
-
-    cloud.receive = receiving
 
 
 class LogoutOfALogin(NetworkCase):
     def logout(self, code=0):
-        result = self.call("auth", "logout", "main")
-        self.assertEqual(code, result.code, result.err)
-        self.assertEqual({}, self.profiles())
+        """Log out of `main`, which is gone then whatever the server says."""
+        result = self.call("auth logout main")
+        self.assertEqual(result.code, code, result.err)
+        self.assertEqual(self.profiles(), {})
         return result
 
-    def test_deletes_and_revokes(self):
-        token = self.with_login()["refresh_token"]
-        self.logout()
-        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
-        self.assertTrue(self.cloud.refresh_tokens[token]["login"]["revoked"])
-        self.assertEqual(0, self.cloud.refreshes)
+    def assert_key_named(self):
+        self.assertIn(KEY_ID, self.error_of(self.logout(1)))
 
     def test_rotation_reaches_the_disk_before_the_new_token_is_used(self):
-        old = self.with_login(expired=True)["refresh_token"]
+        self.with_login(expired=True)
         on_disk = []
-        hear(
-            self.cloud,
-            API_KEYS,
-            before=lambda request: on_disk.append(self.profiles()["main"]),
+        hear(self.cloud, API_KEYS, lambda _: on_disk.append(self.profiles()["main"]))
+        self.logout()
+        (profile,) = on_disk
+        (deletion,) = self.cloud.sent(f"{API_KEYS}/{KEY_ID}")
+        self.assertEqual(
+            deletion.headers["authorization"], "Bearer " + profile["access_token"]
         )
-        self.logout()
-        self.assertEqual(1, len(on_disk))
-        self.assertNotEqual(old, on_disk[0]["refresh_token"])
-        bearer = self.cloud.sent(API_KEYS + "/" + KEY_ID)[0].headers["authorization"]
-        self.assertEqual("Bearer " + on_disk[0]["access_token"], bearer)
-        self.assertEqual((1, 0), (self.cloud.refreshes, self.cloud.reuse_detected))
-        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+        self.assertEqual((self.cloud.refreshes, self.cloud.reuse_detected), (1, 0))
+        self.assertEqual(self.cloud.keys_alive(), [KEY, OTHER_KEY])
         # what is revoked is the new token, and with it the login
-        revoked = self.cloud.sent(REVOKE)[0].body
-        self.assertIn(urllib.parse.quote(on_disk[0]["refresh_token"]), revoked)
-
-    def test_rejected_access_token_is_refreshed_once(self):
-        self.with_login()
-        self.cloud.expire_access_tokens()  # sooner than the provider had said
-        self.logout()
-        self.assertEqual((1, 0), (self.cloud.refreshes, self.cloud.reuse_detected))
-        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
+        self.assertIn(profile["refresh_token"], self.cloud.sent(REVOKE)[0].body)
 
     def test_a_gateway_does_not_say_that_the_key_is_gone(self):
         """Only the server does, which answers in JSON or with nothing."""
-        web = "<html>Not here</html>"
-        for status, page in ((200, web), (404, web), (404, "default backend - 404")):
+        for status, page in (
+            (200, "<html>Not here</html>"),
+            (404, "<html>Not here</html>"),
+            (404, "default backend - 404"),
+        ):
             with self.subTest(status=status, page=page):
-                self.cloud.reset()
                 self.with_login()
-                for path in (API_KEYS + "/" + KEY_ID, ME):
-                    code = 401 if path == ME else status
-                    self.cloud.fault(path, "status", 9, status=code, body=page)
-                self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
+                key_path = f"{API_KEYS}/{KEY_ID}"
+                self.cloud.fault(key_path, "status", status=status, body=page)
+                self.cloud.fault(ME, "status", status=401, body=page)
+                self.assert_key_named()
 
-    def test_nobody_is_asked_who_the_provider_is(self):
-        self.with_login(expired=True)
-        self.cloud.configuration_overrides = {
-            "issuer": ELSEWHERE,
-            "token_endpoint": ELSEWHERE,
-        }
-        self.cloud.discovery_overrides = {"discovery_url": ELSEWHERE}
-        self.logout()
-        self.assertEqual([], self.cloud.sent(DISCOVERY) + self.cloud.sent(CONFIGURATION))
-        self.assertEqual([KEY, OTHER_KEY], self.cloud.keys_alive())
-
-    def test_a_login_without_its_provider(self):
-        """Of an older store: its access token may still do; nothing else is sent
-        anywhere."""
-        for expired in (False, True):
-            for provider in (None, {}, self.pinned(token_endpoint=None)):
+    def test_a_login_without_its_provider_sends_nothing_to_any(self):
+        """It is of an older store; its access token may still do."""
+        for provider in (None, {}, self.pinned(token_endpoint=None)):
+            for expired in (False, True):
                 with self.subTest(expired=expired, provider=provider):
                     self.cloud.reset()
                     self.with_login(expired=expired, provider=provider)
                     result = self.logout(int(expired))
                     self.assertIn("stored without its identity provider", result.err)
-                    self.assertEqual([], self.cloud.sent(TOKEN) + self.cloud.sent(REVOKE))
-                    self.assertEqual(expired, KEY_ID in result.err)
+                    self.assertEqual(KEY_ID in result.err, expired)
+                    self.assertEqual(self.cloud.sent(TOKEN) + self.cloud.sent(REVOKE), [])
 
     def test_an_echoed_refresh_token_is_masked_as_it_was_sent(self):
         token = "rt/CANARY+0123=4567"
         for form in (token, urllib.parse.quote_plus(token)):
             self.with_login(expired=True, refresh_token=token)
-            self.cloud.fault(
-                TOKEN,
-                "status",
-                status=400,
-                body={"error_description": "no refresh_token=" + form},
-            )
-            self.assertIn("no refresh_token=********", self.error_of(self.logout(1), 1))
+            body = {"error_description": f"refresh_token={form}"}
+            self.cloud.fault(TOKEN, "status", status=400, body=body)
+            self.assertIn("refresh_token=********", self.error_of(self.logout(1)))
 
     def test_a_rotated_token_that_cannot_be_stored_keeps_no_profile(self):
         self.with_login(expired=True)
-        save, trouble = (
-            llamactl.Store.save,
-            [OSError(errno.ENOSPC, "No space left on device")],
-        )
+        save = llamactl.Store.save
+        trouble = [OSError(errno.ENOSPC, "No space left on device")]
 
         def full_once(store, data):
             if data["environments"][self.url]["profiles"] and trouble:
                 raise trouble.pop()
             save(store, data)
 
-        with unittest.mock.patch.object(
-            llamactl.Store, "check_writable", llamactl.Store.load
+        with unittest.mock.patch.multiple(
+            llamactl.Store, check_writable=llamactl.Store.load, save=full_once
         ):
-            with unittest.mock.patch.object(llamactl.Store, "save", full_once):
-                self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
-        self.assertEqual([], trouble)
-        self.assertEqual(0, self.cloud.count("DELETE", API_KEYS + "/" + KEY_ID))
+            self.assert_key_named()
+        self.assertEqual(trouble, [])
+        self.assertEqual(self.cloud.sent(f"{API_KEYS}/{KEY_ID}"), [])
 
-    def test_a_lost_refresh_is_not_sent_twice(self):
+    def test_a_refresh_that_fails_is_not_sent_twice(self):
+        """A 401 is the provider's here, which says nothing of the access token."""
+        unknown = {"status": 401, "body": {"error": "invalid_client"}}
+        for kind, options in (("truncated", {}), ("status", unknown)):
+            with self.subTest(kind):
+                self.start("expired")
+                self.cloud.fault(TOKEN, kind, 9, **options)
+                self.assert_key_named()
+                self.assertEqual(self.cloud.count("POST", TOKEN), 1)
+
+    def test_a_key_that_was_deleted_elsewhere_is_no_problem(self):
+        """Nor is it that the login's own tokens are of no use any more."""
         self.with_login(expired=True)
-        self.cloud.fault(TOKEN, "truncated", 9)
-        self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
-        self.assertEqual(1, self.cloud.count("POST", TOKEN))
-
-    def test_a_key_that_may_still_work_is_named(self):
-        self.with_login()
-        self.cloud.fault(API_KEYS + "/" + KEY_ID, "status", 9, status=500)
-        self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
-
-    def test_a_key_that_is_gone_counts_as_deleted(self):
-        self.with_login()
-        self.cloud.keys = {KEY: self.cloud.keys[KEY], OTHER_KEY: self.cloud.keys[OTHER_KEY]}
-        self.logout()
-
-    def test_a_key_that_is_dead_already_is_no_problem(self):
-        """Deleted elsewhere, while the login's own tokens are of no use any more."""
-        self.with_login(expired=True)
-        self.cloud.fault(TOKEN, "status", 9, status=400, body={"error": "invalid_grant"})
+        self.cloud.fault(TOKEN, "status", status=400, body={"error": "invalid_grant"})
         del self.cloud.keys[self.profiles()["main"]["api_key"]]
         self.assertNotIn("may still work", self.logout().err)
-
-    def test_the_providers_401_is_not_the_control_planes(self):
-        self.with_login(expired=True)
-        self.cloud.fault(TOKEN, "status", 9, status=401, body={"error": "invalid_client"})
-        self.assertIn(KEY_ID, self.error_of(self.logout(1), 1))
-        self.assertEqual(1, self.cloud.count("POST", TOKEN))
 
 
 class RequestCounts(NetworkCase):
     """No request is sent that a command can do without."""
 
-    ONE_LOGIN = [
-        "GET " + DISCOVERY,
-        "GET " + CONFIGURATION,
-        "POST " + DEVICE_CODE,
-        "POST " + TOKEN,
-        "GET " + PROJECT_LIST,
-    ]
+    def check(self, start, table):
+        """Each line of TABLE is a command, and after `|` the requests that it sends."""
+        for line in table.strip().splitlines():
+            command, *requests = line.strip().split(" | ")
+            with self.subTest(command):
+                self.start(start)
+                self.succeeds(*shlex.split(command))
+                self.assertEqual(self.paths_sent(), requests)
 
     def test_of_commands(self):
-        projects = "GET " + PROJECT_LIST
-        for argv, expected in (
-            (TOKEN_BOTH, [projects]),
-            (TOKEN_BOTH + ["--no-verify"], []),
-            (["projects", "get"], [projects]),
-            (["projects", "get", "proj-alpha"], [projects]),
-            (["projects", "use", "proj-beta"], [projects]),
-            (["auth", "status"], [projects, "GET " + ME]),
-            (["auth", "status", "--offline"], []),
-            (["auth", "get"], []),
-            (["auth", "get", "main", "-o", "json"], []),
-            (["auth", "use", "main"], []),
-            (["config"], []),
-            (["environments", "get"], []),
-            (["environments", "use", self.url], []),
-            (["environments", "add", self.url], ["GET " + VERSION]),
-            (["environments", "add", self.url, "--no-verify"], []),
-            (["organizations", "get"], ["GET " + VERSION, "GET " + ORGANIZATION_LIST]),
-            (["deployments", "get"], ["GET " + CONTROL]),
-            (["deployments", "get", "invoices"], ["GET " + CONTROL + "/invoices"]),
-            (["auth", "inject", "--env-file", os.path.join(self.home, "new.env")], []),
-            (["auth", "logout", "main"], []),
-            (["environments", "delete", self.url], []),
-        ):
-            with self.subTest(argv=argv):
-                self.start("key")
-                self.succeeds(*argv)
-                self.assertEqual(expected, self.paths_sent())
-
-    def test_of_logins(self):
-        self.succeeds(*LOGIN)
-        self.assertEqual(self.ONE_LOGIN + ["POST " + API_KEYS], self.paths_sent())
-        self.start("login")
-        self.succeeds(*LOGIN)
-        self.assertEqual(
-            self.ONE_LOGIN + ["GET " + ME, "POST " + REVOKE], self.paths_sent()
-        )
-        self.start("login")
-        del self.cloud.keys[self.profiles()["main"]["api_key"]]
-        self.succeeds(*LOGIN)
-        self.assertEqual(
-            self.ONE_LOGIN + ["GET " + ME, "POST " + API_KEYS, "POST " + REVOKE],
-            self.paths_sent(),
+        self.check(
+            "key",
+            f"""
+            auth token --api-key {OTHER_KEY} --project proj-beta | GET {PROJECT_LIST}
+            auth token --api-key {OTHER_KEY} --project proj-beta --no-verify
+            projects get | GET {PROJECT_LIST}
+            projects get proj-alpha | GET {PROJECT_LIST}
+            projects use proj-beta | GET {PROJECT_LIST}
+            auth status | GET {PROJECT_LIST} | GET {ME}
+            auth status --offline
+            auth get
+            auth get main -o json
+            auth use main
+            config
+            environments get
+            environments use {self.url}
+            environments add {self.url} | GET {VERSION}
+            environments add {self.url} --no-verify
+            organizations get | GET {VERSION} | GET {ORGANIZATION_LIST}
+            deployments get | GET {CONTROL}
+            deployments get invoices | GET {CONTROL}/invoices
+            auth inject --env-file {shlex.quote(self.home)}/new.env
+            auth logout main
+            environments delete {self.url}
+            """,
         )
 
     def test_of_logouts(self):
-        for how, refresh in (("login", 0), ("expired", 1)):
-            with self.subTest(how):
-                self.start(how)
-                self.succeeds("auth", "logout", "main")
-                self.assertEqual(
-                    ["POST " + TOKEN] * refresh
-                    + ["DELETE %s/%s" % (API_KEYS, KEY_ID), "POST " + REVOKE],
-                    self.paths_sent(),
-                )
+        end = f"DELETE {API_KEYS}/{KEY_ID} | POST {REVOKE}"
+        self.check("login", f"auth logout main | {end}")
+        self.check("expired", f"auth logout main | POST {TOKEN} | {end}")
 
-    def test_without_organizations(self):
-        self.start("key")
-        self.cloud.capabilities = []
-        result = self.succeeds("organizations", "get", "-o", "json")
-        self.assertEqual([], load(result.out))
-        self.assertIn("warning: ", result.err)
-        self.assertEqual(["GET " + VERSION], self.paths_sent())
+    def test_of_logins(self):
+        login = (
+            f"{SIGN_IN} | GET {DISCOVERY} | GET {CONFIGURATION} | POST {DEVICE_CODE}"
+            f" | POST {TOKEN} | GET {PROJECT_LIST}"
+        )
+        self.check("key", f"{login} | POST {API_KEYS}")
+        self.check("login", f"{login} | GET {ME} | POST {REVOKE}")
+        hear(
+            self.cloud, TOKEN, lambda _: self.cloud.keys.pop("llx-CANARY-of-the-login-0123")
+        )
+        self.check("login", f"{login} | GET {ME} | POST {API_KEYS} | POST {REVOKE}")
 
 
 # ========================================================================================
@@ -11027,125 +10596,79 @@ class Deployments(CommandCase):
 # commands: auth import
 # ========================================================================================
 
-
-OFFICIAL_TABLES = (
-    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
-    " api_key_id TEXT, device_oidc TEXT, id TEXT, PRIMARY KEY (name, api_url))",
-    "CREATE TABLE environments (api_url TEXT, requires_auth INTEGER, min_llamactl_version)",
-    "CREATE TABLE settings (key, value)",
-)
-OLD_OFFICIAL_TABLES = (
-    "CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,"
-    " PRIMARY KEY (name, api_url))",
-) + OFFICIAL_TABLES[1:]
+# What the official client stores.
+OFFICIAL = f"""
+CREATE TABLE profiles (name TEXT, api_url TEXT, project_id TEXT, api_key TEXT,
+    api_key_id TEXT, device_oidc TEXT, id TEXT, PRIMARY KEY (name, api_url));
+CREATE TABLE environments (api_url TEXT, requires_auth INTEGER, min_llamactl_version);
+CREATE TABLE settings (key, value);
+INSERT INTO profiles VALUES
+    ('work', 'https://llama.example.com', 'proj-alpha', '{KEY}', NULL, NULL, 'id-1'),
+    ('dev@example.com', 'https://llama.example.com', 'proj-beta', '{OTHER_KEY}', 'key-7',
+     '{{"email": "dev@example.com", "user_id": "user-1", "device_name": "laptop",
+        "device_access_token": "at-CANARY", "device_refresh_token": "rt-CANARY"}}', 'id-2'),
+    ('local', 'http://localhost:8011', 'proj-local', NULL, NULL, NULL, 'id-3');
+INSERT INTO environments VALUES
+    ('https://llama.example.com', 1, '0.4.0'),
+    ('http://localhost:8011', 0, NULL);
+INSERT INTO settings VALUES
+    ('current_profile', 'dev@example.com'),
+    ('current_environment_api_url', 'https://llama.example.com');
+"""
+WITH_LOG = f"PRAGMA journal_mode = wal; {OFFICIAL}"
 
 
 class ImportCase(DiskCase):
-    URL = "https://llama.example.com"
-    IMPORT = ("auth", "import", "--from-official")
+    IMPORT = "auth import --from-official"
 
     def setUp(self):
-        DiskCase.setUp(self)
-        self.url = self.URL
-        os.mkdir(self.folder, 0o700)
-        self.path = os.path.join(self.folder, "profiles.db")
+        super().setUp()
+        self.url = "https://llama.example.com"
+        self.use_folder(self.folder)
+
+    def use_folder(self, folder):
+        os.mkdir(folder, 0o700)
+        self.env["LLAMACTL_CONFIG_DIR"] = folder
+        self.store_path = os.path.join(folder, "profiles.json")
+        self.path = os.path.join(folder, "profiles.db")
 
     def may_hold_secrets(self, path):
-        return "profiles.db" in path or DiskCase.may_hold_secrets(self, path)
+        return "profiles.db" in path or super().may_hold_secrets(path)
 
-    def assert_import_fails(self, names, code=1):
+    def write(self, content, suffix=""):
+        with open(self.path + suffix, "wb") as file:
+            file.write(content)
+
+    def assert_import_fails(self, names):
         before = tree(self.home)
-        self.assert_one_error(self.call(*self.IMPORT), code, names)
+        self.assert_one_error(self.call(self.IMPORT), 1, names)
         self.assertEqual(tree(self.home), before)
 
 
 class ImportWithoutSqliteTest(ImportCase):
     def test_a_python_without_sqlite3_says_so(self):
-        with open(self.path, "wb") as file:
-            file.write(b"SQLite format 3\0")
+        self.write(b"SQLite format 3\0")
         with unittest.mock.patch.dict(sys.modules, {"sqlite3": None}):
             self.assert_import_fails("sqlite3")
 
-    def test_get_hints_at_it_where_there_is_nothing_of_ours(self):
-        hint = "hint: llamactl auth import --from-official"
-        self.assertNotIn(hint, self.call("auth", "get").err)
-        with open(self.path, "wb") as file:
-            file.write(b"anything")
-        self.assertIn(hint, self.call("auth", "get").err)
-        self.call(*self.ALWAYS_WRITERS[0])
-        self.assertNotIn(hint, self.call("auth", "get").err)
-
     def test_import_must_say_where_from(self):
-        before = tree(self.home)
-        self.assert_one_error(self.call("auth", "import"), 2)
-        self.assertEqual(tree(self.home), before)
+        self.assert_one_error(self.call("auth import"), 2, "--from-official")
 
 
 class ImportTest(ImportCase):
-    LOGIN = json.dumps(
-        {
-            "email": "dev@example.com",
-            "user_id": "user-1",
-            "device_name": "laptop",
-            "device_access_token": "at-CANARY-official",
-            "device_refresh_token": "rt-CANARY-official",
-        }
-    )
-    ROWS = (
-        ("work", "https://llama.example.com", "proj-alpha", KEY, None, None, "id-1"),
-        (
-            "dev@example.com",
-            "https://llama.example.com",
-            "proj-beta",
-            OTHER_KEY,
-            "key-7",
-            LOGIN,
-            "id-2",
-        ),
-        ("local", "http://localhost:8011", "proj-local", None, None, None, "id-3"),
-    )
-    ENVIRONMENTS = (
-        ("https://llama.example.com", 1, "0.4.0"),
-        ("http://localhost:8011", 0, None),
-    )
-    SETTINGS = (
-        ("current_profile", "dev@example.com"),
-        ("current_environment_api_url", "https://llama.example.com"),
-    )
-
-    def official(
-        self,
-        rows=ROWS,
-        environments=ENVIRONMENTS,
-        settings=SETTINGS,
-        tables=OFFICIAL_TABLES,
-        journal="delete",
-    ):
-        """The official client's database; returns the open connection."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
+    def official(self, sql=OFFICIAL):
+        """The official client's database, and no store of ours; the open connection."""
+        for path in (self.path, self.store_path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         url = "file:" + urllib.parse.quote(os.fsencode(self.path))  # in any locale
         database = sqlite3.connect(url, uri=True)
-        database.execute("PRAGMA synchronous = off")
-        database.execute(
-            "PRAGMA journal_mode = " + journal
-        ).fetchall()  # PyPy waits for its end
-        for statement in tables:
-            database.execute(statement)
-        for table, content in (
-            ("profiles", rows),
-            ("environments", environments),
-            ("settings", settings),
-        ):
-            for row in content:
-                marks = ", ".join("?" * len(row))
-                database.execute("INSERT INTO %s VALUES (%s)" % (table, marks), row)
-        database.commit()
         self.addCleanup(database.close)
+        database.executescript(f"PRAGMA synchronous = off; {sql}")
         return database
 
-    def closed(self, **options):
-        self.official(**options).close()
+    def closed(self, changes=""):
+        self.official(OFFICIAL + changes).close()
 
     def official_files(self):
         """The official client's files; readers of a live log share its index, "-shm"."""
@@ -11155,45 +10678,40 @@ class ImportTest(ImportCase):
             if "profiles.db" in path
         }
 
-    def take_over(self):
+    def take_over(self, names="dev@example.com work"):
+        """Import, which changes no file but ours; NAMES are then at the first URL."""
         before = self.official_files()
-        result = self.call(*self.IMPORT)
+        result = self.call(self.IMPORT)
         self.assertEqual(self.official_files(), before)
+        self.assertEqual((result.code, result.out), (0, ""), result.err)
+        self.assertEqual(sorted(self.profiles()), names.split())
         return result
-
-    def forget(self):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.store_path)
-
-    def names(self, url=None):
-        return sorted(self.stored().get(url or self.url, {"profiles": ()})["profiles"])
 
     def test_everything_is_taken_over_and_said(self):
         self.closed()
-        result = self.take_over()
-        self.assertEqual((result.code, result.out), (0, ""), result.err)
-        for name, *_ in self.ROWS:
-            self.assertIn(name, result.err)
-        stored = self.stored()
-        self.assertEqual(set(stored), {url for url, _, _ in self.ENVIRONMENTS})
-        self.assertFalse(stored["http://localhost:8011"]["requires_auth"])
-        expected = {
-            ("work", "token", KEY, "proj-alpha"),
-            ("dev@example.com", "token", OTHER_KEY, "proj-beta"),
-            ("local", "none", None, "proj-local"),
-        }
+        told = self.take_over().err
         self.assertEqual(
-            expected,
-            {
-                (name, profile["auth_type"], profile.get("api_key"), profile["project_id"])
-                for record in stored.values()
+            told.splitlines()[0],
+            "imported: work, dev@example.com, local; login tokens were not imported",
+        )
+        self.assertEqual(
+            [
+                (url, record["requires_auth"], name, profile["auth_type"])
+                + (profile["api_key"], profile["project_id"])
+                for url, record in self.stored().items()
                 for name, profile in record["profiles"].items()
-            },
+            ],
+            [
+                (self.url, True, "work", "token", KEY, "proj-alpha"),
+                (self.url, True, "dev@example.com", "token", OTHER_KEY, "proj-beta"),
+                ("http://localhost:8011", False, "local", "none", None, "proj-local"),
+            ],
         )
-        shown = load(self.call("config", "-o", "json").out)
-        self.assertEqual(
-            (shown["environment"], shown["profile"]), (self.url, "dev@example.com")
-        )
+        self.play("""
+            $ llamactl config
+            ENVIRONMENT ...
+            https://llama.example.com  dev@example.com  proj-beta   -
+        """)
         self.assertEqual(mode_of(self.store_path), "0o600")
 
     def test_a_login_arrives_without_what_would_end_it(self):
@@ -11205,233 +10723,147 @@ class ImportTest(ImportCase):
         with unittest.mock.patch.object(
             llamactl.Client, "send", side_effect=AssertionError
         ):
-            self.assertEqual(self.call("auth", "logout", "dev@example.com").code, 0)
+            self.assertEqual(self.call("auth logout dev@example.com").code, 0)
 
     def test_twice_is_the_same_as_once(self):
         self.closed()
         self.take_over()
         once = file_bytes(self.store_path)
-        result = self.take_over()
-        self.assertEqual((result.code, file_bytes(self.store_path)), (0, once))
+        self.take_over()
+        self.assertEqual(file_bytes(self.store_path), once)
 
     def test_what_is_ours_already_stays(self):
-        key = "llx-CANARY-quite-another-one"
-        self.write_store(
-            {
-                "work": {"auth_type": "token", "api_key": key, "project_id": "p"},
-                "mine": {
-                    "auth_type": "token",
-                    "api_key": OTHER_KEY,
-                    "project_id": "proj-beta",
-                },
-            },
-            "work",
-        )
-        self.closed()
-        for _ in range(2):
-            self.assertEqual(self.take_over().code, 0)
-            profiles = self.profiles()
-            self.assertEqual(sorted(profiles), ["mine", "work", "work-2"])
-            self.assertEqual(
-                [profiles[name]["api_key"] for name in ("work", "work-2")], [key, KEY]
-            )
-            self.assertEqual(self.stored()[self.url]["current_profile"], "work")
+        self.closed("UPDATE settings SET value = 'http://localhost:8011'")
+        ours = {"auth_type": "token", "api_key": OTHER_KEY, "project_id": "proj-beta"}
+        same_name = dict(ours, api_key="llx-CANARY-quite-another-one")
+        self.write_store({"work": same_name, "mine": ours}, "work")
+        for _ in "12":
+            self.take_over("mine work work-2")
+            self.assertEqual(self.profiles()["work"], same_name)
+            self.assertEqual(self.profiles()["work-2"]["api_key"], KEY)
+            shown = load(self.call("config -o json").out)
+            self.assertEqual((shown["environment"], shown["profile"]), (self.url, "work"))
 
     def test_old_databases_have_fewer_columns(self):
-        self.closed(rows=[row[:4] for row in self.ROWS], tables=OLD_OFFICIAL_TABLES)
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        self.closed("""
+            CREATE TABLE old AS SELECT name, api_url, project_id, api_key FROM profiles;
+            DROP TABLE profiles;
+            ALTER TABLE old RENAME TO profiles;
+        """)
+        self.take_over()
 
     def test_an_open_database_with_a_write_ahead_log(self):
         # the rows stand in the log alone while the official client has the file open
-        database = self.official(journal="wal")
+        self.official(WITH_LOG)
         self.assertGreater(os.path.getsize(self.path + "-wal"), 0)
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
-        database.close()
+        self.take_over()
 
     def test_a_closed_database_with_a_write_ahead_log(self):
-        self.closed(journal="wal")
-        self.assertEqual(sorted(os.listdir(self.folder)), ["profiles.db"])
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        self.official(WITH_LOG).close()
+        self.assertEqual(os.listdir(self.folder), ["profiles.db"])
+        self.take_over()
 
     def test_a_write_ahead_log_that_a_crash_left(self):
-        self.official(journal="wal")
-        kept = {suffix: file_bytes(self.path + suffix) for suffix in ("", "-wal")}
-        shutil.rmtree(self.folder)
-        os.mkdir(self.folder, 0o700)
-        for suffix, content in kept.items():
-            with open(self.path + suffix, "wb") as file:
-                file.write(content)
-        before = tree(self.home)
-        result = self.call(*self.IMPORT)
-        left = {path for path in tree(self.home) if "profiles.json" not in path}
-        self.assertEqual(left, set(before))  # reading made no index beside it
-        self.assertEqual(
-            self.official_files(),
-            {path: entry for path, entry in before.items() if path != self.folder},
-        )
-        if result.code:
-            self.assert_one_error(result, 1, self.path)  # never an import of half the rows
-        else:
-            self.assertEqual(self.names(), ["dev@example.com", "work"])
+        self.official(WITH_LOG)
+        os.unlink(self.path + "-shm")
+        self.assert_import_fails("left by a crash")  # and not half of the rows
 
     def test_a_journal_that_a_crash_left(self):
         self.closed()
-        for content, code in ((b"not undone yet", 1), (b"", 0)):
-            with open(self.path + "-journal", "wb") as file:
-                file.write(content)
-            result = self.take_over()
-            self.assertEqual(
-                (result.code, "left by a crash" in result.err), (code, code == 1)
-            )
+        self.write(b"not undone yet", "-journal")
+        self.assert_import_fails("left by a crash")
+        self.write(b"", "-journal")
+        self.take_over()
 
     def test_a_link_to_an_open_database_with_a_write_ahead_log(self):
         link, self.path = self.path, os.path.join(self.home, "real-profiles.db")
         os.symlink(self.path, link)
-        database = self.official(journal="wal")
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
-        database.close()
+        self.official(WITH_LOG)
+        self.take_over()
 
     def test_a_folder_with_an_odd_name(self):
-        odd = os.fsdecode("we?ird %20#f;older\u00e9".encode("utf-8"))  # in any locale
-        self.folder = os.path.join(self.home, odd)
-        self.env["LLAMACTL_CONFIG_DIR"] = self.folder
-        os.mkdir(self.folder, 0o700)
-        self.path = os.path.join(self.folder, "profiles.db")
-        self.store_path = os.path.join(self.folder, "profiles.json")
+        name = os.fsdecode("we?ird %20#f;older\u00e9".encode("utf-8"))  # in any locale
+        self.use_folder(os.path.join(self.home, name))
         self.closed()
-        self.assertEqual(self.take_over().code, 0)
-        self.assertEqual(self.names(), ["dev@example.com", "work"])
+        self.take_over()
 
-    def assert_left_out(self, rows):
-        """Each of ROWS, before a good one: it is warned about, and the good one arrives."""
-        for row in rows:
-            with self.subTest(row=row):
-                self.closed(rows=(row + (None, None, None), self.ROWS[0]))
-                self.forget()
-                result = self.take_over()
-                self.assertEqual(result.code, 0, result.err)
-                self.assertEqual(self.names(), ["work"])
-                self.assertEqual(len(self.warnings_of(result)), 1, result.err)
+    def closed_with(self, row):
+        """The database with a profile ROW, which may name columns of `work`, and `work`."""
+        self.closed(f"""
+            DELETE FROM profiles WHERE name != 'work';
+            INSERT INTO profiles SELECT {row} FROM profiles;
+            UPDATE profiles SET rowid = 9 WHERE name = 'work';
+        """)
 
-    def test_rows_without_a_usable_key_or_project_are_left_out(self):
-        self.assert_left_out(
-            (
-                ("bad", self.URL, "p", None),
-                ("bad", self.URL, "p", ""),
-                ("bad", self.URL, "p", "two words"),
-                ("bad", self.URL, "p", "llx-CANARY-line\nbreak"),
-                ("bad", self.URL, "p", b"llx-CANARY-bytes"),
-                ("bad", self.URL, None, OTHER_KEY),
-                ("bad", self.URL, b"\xff", OTHER_KEY),
-            )
-        )
-
-    def test_a_stored_environment_that_does_not_say_so_requires_auth(self):
-        self.closed(
-            rows=(("bad", self.URL, "p", None, None, None, None), self.ROWS[0]),
-            environments=(),
-        )
-        self.url = self.URL
-        self.write_store({})
-        data = load(file_bytes(self.store_path).decode())
-        del data["environments"][self.URL]["requires_auth"]
-        with open(self.store_path, "w") as file:
-            json.dump(data, file)
-        result = self.take_over()
-        self.assertEqual((result.code, self.names()), (0, ["work"]))
-        self.assertEqual(len(self.warnings_of(result)), 1, result.err)
-
-    def test_rows_without_a_usable_url_are_left_out(self):
-        self.assert_left_out(
-            ("bad", url, "p", OTHER_KEY)
-            for url in (
-                None,
-                "",
-                "not a URL",
-                "ftp://example.com",
-                b"https://llama.example.com",
-            )
-        )
+    def test_rows_without_a_usable_key_project_or_url_are_left_out(self):
+        rows = """
+            'bad', api_url, 'p', NULL
+            'bad', api_url, 'p', ''
+            'bad', api_url, 'p', 'two words'
+            'bad', api_url, 'p', 'llx-CANARY-line' || char(10) || 'break'
+            'bad', api_url, 'p', CAST('llx-CANARY-bytes' AS BLOB)
+            'bad', api_url, NULL, api_key
+            'bad', api_url, X'ff', api_key
+            'bad', NULL, 'p', api_key
+            'bad', '', 'p', api_key
+            'bad', 'not a URL', 'p', api_key
+            'bad', 'ftp://example.com', 'p', api_key
+            'bad', CAST(api_url AS BLOB), 'p', api_key
+        """
+        for row in rows.strip().splitlines():
+            with self.subTest(row.strip()):
+                self.closed_with(f"{row}, NULL, NULL, NULL")
+                self.assertEqual(len(self.warnings_of(self.take_over("work"))), 1)
 
     def test_names_and_logins_of_odd_types_do_no_harm(self):
-        rows = (
-            (None, self.URL, "p", OTHER_KEY, None, None, None),
-            (b"\xff", self.URL, "p", OTHER_KEY, None, None, None),
-            (7, self.URL, "p", 123456789012, None, None, None),
-            ("", self.URL, "p", OTHER_KEY, None, None, None),
-            ("\x1b[2Jevil\u202e\n", self.URL, "p", OTHER_KEY, None, None, None),
-            ("--all", self.URL, "p", OTHER_KEY, None, None, None),
-            ("odd", self.URL, "p q\n", OTHER_KEY, 7, "not JSON", b"\0"),
-            ("odd", self.URL, "", OTHER_KEY, b"\xff", 9, None),
-            ("odd", self.URL + "/", "p", OTHER_KEY, None, "[" * 5000, None),
-        )
-        for row in rows:
-            with self.subTest(row=row[:4]):
-                self.closed(rows=(row, self.ROWS[0]))
-                self.forget()
-                result = self.take_over()
+        rows = f"""
+            NULL, api_url, 'p', api_key, NULL, NULL, NULL
+            X'ff', api_url, 'p', api_key, NULL, NULL, NULL
+            7, api_url, 'p', 123456789012, NULL, NULL, NULL
+            '', api_url, 'p', api_key, NULL, NULL, NULL
+            char(27, 91, 50, 74, 8238, 10), api_url, 'p', api_key, NULL, NULL, NULL
+            '--all', api_url, 'p', api_key, NULL, NULL, NULL
+            'odd', api_url, 'p q' || char(10), api_key, 7, 'not JSON', X'00'
+            'odd', api_url, '', api_key, X'ff', 9, NULL
+            'odd', api_url || '/', 'p', api_key, NULL, '{"[" * 5000}', NULL
+        """
+        for row in rows.strip().splitlines():
+            with self.subTest(row.strip()[:80]):
+                self.closed_with(row)
+                result = self.call(self.IMPORT)
                 self.assertEqual(result.code, 0, result.err)
-                self.assertIn("work", self.names())
+                self.assertIn("work", self.profiles())
+                for name in self.profiles():
+                    self.assertRegex(name, r"\A(?![ -])[^\x00-\x1f\u202e]+\Z")
                 self.assertNotRegex(result.err, "[\x00-\x09\x0b-\x1f\u202e]")
-                self.assertEqual(self.call("auth", "get").code, 0)
+                self.assertEqual(self.call("auth get").code, 0)
+
+    def test_an_environment_that_does_not_say_so_requires_auth(self):
+        self.closed("DELETE FROM environments; UPDATE profiles SET api_key = NULL")
+        self.write_store({})
+        data = load(file_bytes(self.store_path).decode())
+        del data["environments"][self.url]["requires_auth"]
+        self.put(json.dumps(data).encode())
+        self.assertEqual(len(self.warnings_of(self.call(self.IMPORT))), 3)
+        self.assertEqual(self.profiles(), {})
 
     def test_odd_settings_and_environments_do_no_harm(self):
-        odd = (None, 7, 1.5, b"\xff", "", "not a URL", "file:///etc/passwd", "\x1b[2J")
-        for value in odd:
-            for kind in (
-                "environment",
-                "current environment",
-                "current profile",
-                "version",
-            ):
-                with self.subTest(kind=kind, value=value):
-                    environments, settings = self.ENVIRONMENTS, self.SETTINGS
-                    if kind == "environment":
-                        environments += ((value, value, None),)
-                    elif kind == "version":
-                        environments = ((self.URL, value, value),)
-                    else:
-                        changed = {
-                            "current environment": "current_environment_api_url",
-                            "current profile": "current_profile",
-                        }[kind]
-                        settings = tuple(
-                            (key, value if key == changed else other)
-                            for key, other in settings
-                        )
-                    self.closed(environments=environments, settings=settings)
-                    self.forget()
-                    result = self.take_over()
-                    self.assertEqual(result.code, 0, result.err)
-                    self.assertEqual(self.names(), ["dev@example.com", "work"])
-                    for command in (("environments", "get"), ("config",), ("auth", "get")):
-                        self.assertEqual(self.call(*command).code, 0)
-
-    def test_text_that_is_not_utf_8(self):
-        self.closed(rows=(self.ROWS[0],))
-        url = "file:" + urllib.parse.quote(os.fsencode(self.path))  # in any locale
-        database = sqlite3.connect(url, uri=True)
-        database.execute(
-            "INSERT INTO profiles SELECT CAST(X'ff41' AS TEXT), api_url, 'q',"
-            " CAST(X'ff42' AS TEXT), null, null, null FROM profiles"
-        )
-        database.commit()
-        database.close()
-        result = self.take_over()
-        self.assertIn(result.code, (0, 1))
-        if result.code:
-            self.assert_one_error(result, 1, self.path)
-        else:
-            self.assertEqual(self.names(), ["work"])
+        values = "NULL 7 1.5 X'ff' '' 'no-URL' 'file:///etc/passwd' char(27)||'[2J'"
+        for value in values.split():
+            with self.subTest(value):
+                self.closed(f"""
+                    INSERT INTO environments VALUES ({value}, {value}, NULL);
+                    UPDATE environments SET requires_auth = {value};
+                    UPDATE settings SET value = {value};
+                """)
+                self.take_over()
+                for command in ("environments get", "config", "auth get"):
+                    self.assertEqual(self.call(command).code, 0)
 
     def test_what_is_no_database_of_the_official_client(self):
         self.closed()
         whole = file_bytes(self.path)
-        damaged = (
+        for content in (
             b"",
             b"not a database",
             b"SQLite format 3\0",
@@ -11439,24 +10871,18 @@ class ImportTest(ImportCase):
             whole[:100],
             whole[:4096],
             whole[:100] + b"\xff" * 8000,
-        )
-        for content in damaged:
+        ):
             with self.subTest(content[:20]):
-                with open(self.path, "wb") as file:
-                    file.write(content)
+                self.write(content)
                 self.assert_import_fails(self.path)
-        for missing in range(3):
-            with self.subTest(missing=missing):
-                tables = OFFICIAL_TABLES[:missing] + OFFICIAL_TABLES[missing + 1 :]
-                kept = [
-                    content if number != missing else ()
-                    for number, content in enumerate(
-                        (self.ROWS, self.ENVIRONMENTS, self.SETTINGS)
-                    )
-                ]
-                self.closed(
-                    tables=tables, rows=kept[0], environments=kept[1], settings=kept[2]
-                )
+        for change in (
+            "DROP TABLE profiles",
+            "DROP TABLE environments",
+            "DROP TABLE settings",
+            "UPDATE settings SET value = CAST(X'ff41' AS TEXT)",  # which is not UTF-8
+        ):
+            with self.subTest(change):
+                self.closed(change)
                 self.assert_import_fails(self.path)
 
     def test_nothing_there(self):
@@ -11465,8 +10891,7 @@ class ImportTest(ImportCase):
         self.assert_import_fails(self.path)
         os.rmdir(self.path)
         os.mkfifo(self.path)
-        self.assert_one_error(self.process(*self.IMPORT, timeout=20), 1, self.path)
-        os.unlink(self.path)
+        self.assert_one_error(self.process(self.IMPORT, timeout=20), 1, self.path)
         shutil.rmtree(self.folder)
         self.assert_import_fails(self.path)
 
