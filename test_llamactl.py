@@ -11390,6 +11390,8 @@ class AuthInject(CommandCase):
 
     def test_where_it_writes(self):
         self.with_profile()
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.home)
         path = os.path.join(self.home, "new/folder/x.env")
         self.play(
             f"""
@@ -11401,10 +11403,11 @@ class AuthInject(CommandCase):
             {path} written
             $ llamactl auth inject --env-file {path}
             {path} is up to date
+            $ llamactl auth inject
+            .env written
             """,
             sings=True,
         )
-        self.assertEqual(self.process("auth inject").code, 0)
         lines = self.done("auth inject --env-file -", sings=True).out
         for name in (path, os.path.join(self.home, ".env")):
             with open(name) as file:
@@ -11498,16 +11501,20 @@ class AuthInject(CommandCase):
 
     def test_an_odd_gitignore_holds_nobody_up(self):
         self.with_profile()
-        os.mkdir(os.path.join(self.home, ".git"))
-        for kind in (": >", "mkfifo", "ln -s /dev/zero", "mkdir"):
-            with self.subTest(kind):
-                make = f"rm -rf .gitignore; {kind} .gitignore"
-                subprocess.run(make, shell=True, cwd=self.home, check=True)
-                if kind == ": >":
-                    os.truncate(os.path.join(self.home, ".gitignore"), 1 << 30)
-                result = self.process("auth inject", timeout=10)
-                self.assertEqual(result.code, 0, result.err)
-                self.assertIn("add it to .gitignore", result.err)
+        make = """
+            mkdir -p .git a/b/c
+            mkfifo .gitignore
+            mkdir a/.gitignore
+            ln -s /dev/zero a/b/.gitignore
+            : > a/b/c/.gitignore
+        """
+        subprocess.run(make, shell=True, cwd=self.home, check=True)
+        huge = os.path.join(self.home, "a/b/c/.gitignore")
+        os.truncate(huge, 1 << 30)
+        result = self.process("auth inject --env-file a/b/c/.env", timeout=10)
+        os.unlink(huge)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn("add it to .gitignore", result.err)
 
 
 class AuthStatus(CommandCase):
@@ -11710,6 +11717,14 @@ class AuthExec(CommandCase):
         patcher.start()
         self.addCleanup(patcher.stop)
 
+    def executed(self, words, env=()):
+        """The command that the program becomes, and its variables."""
+        with unittest.mock.patch.object(os, "execvpe") as execute:
+            self.call(f"auth exec {words}", env=env)
+        program, command, variables = execute.call_args[0]
+        self.assertEqual(program, command[0])
+        return command, variables
+
     def test_the_command_replaces_the_program(self):
         before = os.listdir(self.folder), self.store_text()
         script = (
@@ -11733,10 +11748,9 @@ class AuthExec(CommandCase):
         path = self.key_file(f"{OTHER_KEY}\n".encode())
         self.cloud.add_key(OTHER_KEY)
         env = {"LLAMA_CLOUD_BASE_URL": self.url}
-        script = 'echo "$LLAMA_CLOUD_API_KEY $LLAMA_AGENTS_PROJECT_ID"'
-        words = f"auth exec --api-key-file {path} --project Beta -- sh -c"
-        result = self.process(words, script, env=env, sings=True)
-        self.assertEqual(result, (0, f"{OTHER_KEY} proj-beta\n", ""))
+        _, variables = self.executed(f"--api-key-file {path} --project Beta -- env", env)
+        self.assertEqual(variables["LLAMA_CLOUD_API_KEY"], OTHER_KEY)
+        self.assertEqual(variables["LLAMA_AGENTS_PROJECT_ID"], "proj-beta")
         self.play(f"""
             $ llamactl auth exec --api-key-file {path} -- env
             error: ...--project...
@@ -11757,10 +11771,9 @@ class AuthExec(CommandCase):
             ("--profile main --quiet ", "env", "proj-alpha"),
             ("main --project beta ", "env", "proj-beta"),
         ):
-            with self.subTest(own), unittest.mock.patch.object(os, "execvpe") as execute:
-                self.call(f"auth exec {own}-- {command}")
-                program, words, variables = execute.call_args[0]
-                self.assertEqual((program, words), ("env", command.split()))
+            with self.subTest(own):
+                words, variables = self.executed(f"{own}-- {command}")
+                self.assertEqual(words, command.split())
                 self.assertEqual(variables["LLAMA_AGENTS_PROJECT_ID"], project)
 
     def test_failures(self):
