@@ -1352,7 +1352,7 @@ class Case(unittest.TestCase):
                 result = self.call(*words[start + 1 :], env=env, **options)
                 code = "[%d]\n" % result.code if result.code else ""
                 shown = re.sub("(?m)^ +| +$", "", result.out + result.err) + code
-                if not re.match(transcript_pattern(lines), shown):
+                if not re.match(transcript_pattern(lines), shown, re.MULTILINE):
                     self.assertEqual(shown, "\n".join(lines + [""]))
         return result
 
@@ -1390,7 +1390,7 @@ def transcript_pattern(lines):
     patterns = []
     for line in lines:
         if line == "...":
-            patterns.append("(?:.*\n)*")
+            patterns.append(r"(?:(?!\[\d+\]$).*\n)*")
         else:
             patterns.append(".*".join(map(re.escape, line.split("..."))) + "\n")
     return "".join(patterns) + r"\Z"
@@ -2544,7 +2544,6 @@ try:
 except ImportError:
     sqlite3 = None  # some Pythons are built without; one test says what happens then
 
-MODULE = os.path.splitext(os.path.basename(os.path.abspath(__file__)))[0]
 DEFAULT_URL = "https://api.cloud.llamaindex.ai"
 STORE_FILES = ["profiles.json", "profiles.json.lock"]
 
@@ -4571,7 +4570,7 @@ def skip_without_paths_of_descriptors():
 
 
 def failing(module, name, error):
-    """MODULE's function NAME fails with ERROR, a name such as "EIO"."""
+    """The module's function NAME fails with ERROR, a name such as "EIO"."""
     number = getattr(errno, error)
     return patched(module, name, side_effect=OSError(number, os.strerror(number)))
 
