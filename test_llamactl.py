@@ -7618,13 +7618,13 @@ drip            | 5 | 1 | drip         | {"delay": 0.05, "part": "all"}
 pause           | 5 | 1 | pause        |
 """)
 ALL_FAULTS = dict(**FAST_FAULTS, **SLOW_FAULTS)
-# The time-outs for the answer that goes wrong; all else has time enough on the busiest
-# machine.
-SHORT_WAITS = load("""{
-    "silence": {"ANSWER_TIMEOUT": 0.4, "PAUSE_TIMEOUT": 0.4, "WHOLE_TIMEOUT": 20},
-    "drip": {"ANSWER_TIMEOUT": 20, "PAUSE_TIMEOUT": 20, "WHOLE_TIMEOUT": 1},
-    "pause": {"ANSWER_TIMEOUT": 20, "PAUSE_TIMEOUT": 0.8, "WHOLE_TIMEOUT": 20}
-}""")
+# the time-outs for the answer that goes wrong; all else has time on the busiest machine
+SHORT_WAITS = {
+    "silence": {"ANSWER_TIMEOUT": 0.4},
+    "drip": {"WHOLE_TIMEOUT": 1.5},
+    "pause": {"PAUSE_TIMEOUT": 0.8},
+}
+LONG_WAITS = {"ANSWER_TIMEOUT": 20, "PAUSE_TIMEOUT": 20, "WHOLE_TIMEOUT": 20}
 
 Endpoint = collections.namedtuple("Endpoint", "method path times start command")
 
@@ -7671,47 +7671,6 @@ refresh              | all: 1
 revocation           | all: 0
 """)
 }
-
-# Runs each order in a process of its own, since a silence must be waited for, some at once;
-# each prints its number, its seconds, the exit code and what came out.
-SLOW_WORKER = """
-import io, json, os, signal, ssl, sys, time, urllib.request
-folder, orders = json.load(sys.stdin)
-sys.path.insert(0, folder)
-import llamactl
-llamactl.RETRY_DELAYS, llamactl.DEFAULT_INTERVAL, send = (0, 0), 0.01, llamactl.Client.send
-llamactl.KEY_TIMEOUT = llamactl.REVOCATION_TIMEOUT = 2.0  # whose start is not seen here
-
-def outcome(command, environment, path, times, waits):
-    faults = [True] * times  # what is asked again after them must have time to answer
-    def send_in_time(client, method, url, *rest, **options):
-        fails = url.partition("?")[0].endswith(path) and bool(faults) and faults.pop()
-        for name, value in waits.items():
-            setattr(llamactl, name, value if fails else 20)
-        return send(client, method, url, *rest, **options)
-
-    llamactl.Client.send = send_in_time
-    os.environ.clear()
-    os.environ.update(environment)
-    out, err = io.BytesIO(), io.BytesIO()
-    sys.stdout = io.TextIOWrapper(out, "utf-8", write_through=True)
-    sys.stderr = io.TextIOWrapper(err, "utf-8", write_through=True)
-    started = time.monotonic()
-    code = llamactl.main(command.split(" "))
-    texts = [stream.getvalue().decode("utf-8") for stream in (out, err)]
-    return [time.monotonic() - started, code] + texts
-
-for number, order in enumerate(orders):
-    if number >= 22:
-        os.wait()
-    if os.fork() == 0:
-        signal.alarm(40)
-        line = json.dumps([number] + outcome(*order)) + "\\n"
-        os.write(1, line.encode("ascii"))
-        os._exit(0)
-for order in orders[:22]:
-    os.wait()
-"""
 
 
 class NetworkCase(CommandCase):
@@ -7899,7 +7858,7 @@ class FaultMatrix(NetworkCase):
             started = time.monotonic()
             with refusing(endpoint.path, endpoint.times if kind == "refused" else 0):
                 result = self.call(command)
-            self.assertLess(time.monotonic() - started, 8)
+            self.assertLess(time.monotonic() - started, 12)
             self.judge(name, kind, result, before)
 
     def test_fast_faults(self):
@@ -7912,31 +7871,55 @@ class FaultMatrix(NetworkCase):
         for name in ENDPOINTS:
             self.run_case(name, "redirect")
 
+    def run_slow_case(self):
+        """The only case of a FaultMatrix that SlowFaults made."""
+        name, kind = self.case
+        path, left = ENDPOINTS[name].path, [kind] * ENDPOINTS[name].times
+        really_send = llamactl.Client.send
+
+        def send(client, method, url, *rest, **options):
+            waits = LONG_WAITS
+            if left and url.partition("?")[0].endswith(path):
+                waits = dict(LONG_WAITS, **SHORT_WAITS[left.pop()])
+            with unittest.mock.patch.multiple(llamactl, **waits):
+                return really_send(client, method, url, *rest, **options)
+
+        # these two begin before a request is sent
+        self.patch(KEY_TIMEOUT=2.0, REVOCATION_TIMEOUT=2.0)
+        with unittest.mock.patch("llamactl.Client.send", send):
+            self.run_case(name, kind)
+
+
+class SlowFaults(unittest.TestCase):
+    """FaultMatrix's that must be waited for: each in a process of its own, some at once."""
+
     def test_slow_faults(self):
-        cases, orders = [], []
-        for name, kind in itertools.product(ENDPOINTS, SLOW_FAULTS):
-            case = FaultMatrix()  # with a home and a stand-in of its own
-            case.setUp()
-            self.addCleanup(case.doCleanups)
-            command, endpoint = case.prepare(name, kind), ENDPOINTS[name]
-            cases.append((case, name, kind, case.store_text()))
-            waits = SHORT_WAITS[kind]
-            orders.append([command, case.env, endpoint.path, endpoint.times, waits])
-        output = subprocess.check_output(
-            [sys.executable, "-c", SLOW_WORKER],
-            input=json.dumps([os.path.dirname(PROGRAM), orders]).encode("ascii"),
-            env=self.env,
-            timeout=60,
-        )
-        results = sorted(map(load, output.decode().splitlines()))
-        self.assertEqual(len(results), len(cases))
-        for (case, name, kind, before), result in zip(cases, results):
-            with self.subTest(endpoint=name, fault=kind):
-                _, seconds, code, out, err = result
-                self.assertLess(seconds, 12)
-                result = case.note(code, out.encode(), err.encode())
-                case.judge(name, kind, result, before)
-                case.tearDown()
+        running = []
+        with tempfile.TemporaryFile("w+") as heard:
+            for case in itertools.product(ENDPOINTS, SLOW_FAULTS):
+                if len(running) == 12:
+                    os.waitpid(running.pop(0), 0)
+                running.append(os.fork())
+                if not running[-1]:
+                    self.run_here(case, heard)
+            for pid in running:
+                os.waitpid(pid, 0)
+            heard.seek(0)
+            said = heard.read()
+        self.assertEqual(said.count("ok\n"), len(ENDPOINTS) * len(SLOW_FAULTS), said)
+
+    def run_here(self, case, heard):
+        """Run a case to the end of this process, and write what came of it."""
+        try:
+            signal.alarm(40)
+            test = FaultMatrix("run_slow_case")
+            test.case = case
+            result = unittest.TestResult()
+            test.run(result)
+            wrong = ["%s\n%s" % each for each in result.failures + result.errors]
+            os.write(heard.fileno(), "\n".join(wrong or ["ok", ""]).encode())
+        finally:
+            os._exit(0)
 
 
 class Redirects(NetworkCase):
