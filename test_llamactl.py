@@ -4229,7 +4229,7 @@ class Questions(SignalCase):
             before = termios.tcgetattr(screen.master)
             screen.wait_for(prompt, 15)
             code = None
-            while code is None:
+            for _ in range(3):
                 if isinstance(how, bytes):
                     screen.type(how)
                 else:
@@ -4237,6 +4237,7 @@ class Questions(SignalCase):
                 # Python sees a signal that comes just before a read with the next one only
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = screen.finish(5)
+                    break
             self.assertEqual(termios.tcgetattr(screen.master), before)
             self.note(code, b"", bytes(screen.seen))
         return code
