@@ -8505,13 +8505,13 @@ class Patience(NetworkCase):
     """Until an answer begins, and until it is whole."""
 
     def test_seconds_of_both(self):
-        really_wait, ends = llamactl.wait_in_steps, []
+        really_wait, clock, ends = llamactl.wait_in_steps, ToldTime(), []
 
         def noted(wait, is_done, end):
-            ends.append(round(end - time.monotonic()))
+            ends.append(end - clock.monotonic())
             return really_wait(wait, is_done, end)
 
-        self.patch(wait_in_steps=noted)
+        self.patch(wait_in_steps=noted, time=clock)
         for timeout, within, expected in (
             ("", None, [10, 60]),
             ("3", None, [3, 53]),
