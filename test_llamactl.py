@@ -2176,6 +2176,19 @@ caf\u00e9     yes                    one
 """,
         )
 
+    def test_a_value_in_each_output(self):
+        row = {"name": "a", "project_id": 1}
+        for value, output, text in (
+            (row, "text", "NAME  ID\na     1\n"),
+            ([row, row], "text", "NAME  ID\na     1\na     1\n"),
+            ([], "text", ""),
+            ([row], "json", '[\n  {\n    "name": "a",\n    "project_id": 1\n  }\n]\n'),
+            ([row], "yaml", "- name: a\n  project_id: 1\n"),
+        ):
+            with self.subTest(value=value, output=output):
+                found = llamactl.output_text(value, output, "name id=project_id")
+                self.assertEqual(found, text)
+
     def test_one_row_a_line_whatever_the_cells_hold(self):
         rows = [(text, "end") for text in TRICKY_TEXTS]
         text = llamactl.table_text(("NAME", "END"), rows)
@@ -2256,7 +2269,9 @@ class Passwords(unittest.TestCase):
         socks5://u:p@h:1       socks5://u:********@h:1
         ssh://git@h/x          ssh://git@h/x
         git@github.com:x/y     git@github.com:x/y
+        https://h/x            https://h/x
         https://h/x@v1         https://h/x@v1
+        https://h/a:b@v1       https://h/a:b@v1
         http://h:80/x@v1       http://h:80/x@v1
         https://h/?to=a@b      https://h/?to=a@b
         ann@example.com        ann@example.com"""
@@ -2856,7 +2871,7 @@ KEY=a\\%^b%^ -> KEY=new%^URL=u%^
 KEY=a\\^ -> KEY=new^URL=u^
 KEY=a\\ -> KEY=new^URL=u
 KEY=a\\\\^b^ -> KEY=new^b^URL=u^
-KEY=a # c\\^URL=b^ -> # c\\^KEY=new^URL=u^
+KEY=a # c\\^B=2^ -> # c\\^KEY=new^B=2^URL=u^
 a line that is continued does not swallow ours
 A=1\\ -> A=1\\^^KEY=new^URL=u
 A=1\\^ -> A=1\\^^KEY=new^URL=u^
