@@ -2230,9 +2230,11 @@ class CleanAndMasked(CommandCase):
                 self.assertEqual(llamactl.masked(text, secrets_in_use), shown)
 
     def test_clean_does_not_put_an_echoed_secret_together_again(self):
-        self.with_profile()
+        key = "CANARY-without-a-prefix"
+        self.cloud.add_key(key)
+        self.with_profile(key=key)
         for gap in ("\x07", "\u200b", "\u202e", "\x1b"):
-            echo = KEY[:7] + gap + KEY[7:]
+            echo = key[:3] + gap + key[3:]
             self.cloud.projects[0].update(project_name=echo, org_id=echo)
             for output in ("text", "json", "yaml"):  # the canary listens in tearDown()
                 self.done("projects get -o", output)
