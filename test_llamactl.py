@@ -9,7 +9,7 @@ python3 test_llamactl.py --list        rooms and classes, and how many tests the
 python3 test_llamactl.py demo          the whole job, each command with what it printed
 python3 test_llamactl.py sandbox       keeps the stand-in up to play with, until Ctrl-C
 python3 test_llamactl.py bench         measures start-up, network commands and growth
-python3 test_llamactl.py yaml-readers  what PyYAML and ruamel.yaml read (CI has them)
+python3 test_llamactl.py readers       what PyYAML, ruamel.yaml and python-dotenv read (CI)
 python3 test_llamactl.py windows PYTHON...  the program on a Windows Python (CI has Wine)
 """
 
@@ -48,7 +48,6 @@ import threading
 import time
 import tokenize
 import types
-import unicodedata
 import unittest
 import unittest.mock
 import urllib.parse
@@ -2145,173 +2144,93 @@ def python_2():
 # text: clean(), masked(), URLs, names; and tables
 # ----------------------------------------------------------------------------------------
 
+# what could act on a terminal, hide or reorder text, or has no UTF-8
+UNPRINTABLE = UNSHOWN.pattern + "|[\ud800-\udfff\ufffe\uffff]"
 
-class Tables(Case):
-    def test_two_spaces_no_colour_no_truncation_nothing_behind(self):
-        text = llamactl.table_text(
-            ("NAME", "ID"), [("a", "x" * 300), ("longer name", True)]
+
+class Tables(unittest.TestCase):
+    def test_columns_are_two_spaces_apart_and_stand_below_each_other(self):
+        rows = (
+            ("caf\u00e9", True, "one"),
+            ("", 0, "two"),
+            (None, False, "x" * 300),
+            ("\u4e2d\u6587e\u0301\U0001f600", 10**20, None),
         )
         self.assertEqual(
-            "NAME         ID\na            %s\nlonger name  yes\n" % ("x" * 300), text
+            llamactl.table_text(("NAME", "N", "ID"), rows),
+            f"""\
+NAME     N                      ID
+caf\u00e9     yes                    one
+-        0                      two
+-        no                     {"x" * 300}
+\u4e2d\u6587e\u0301\U0001f600  100000000000000000000  -
+""",
         )
 
-    def test_columns_stand_below_each_other(self):
-        rows = [("caf\u00e9", "one"), ("abcdef", "two"), ("", "three"), (None, "four")]
-        text = llamactl.table_text(("NAME", "ID"), rows)
-        self.assertEqual(
-            ["ID", "one", "two", "three", "four"], [line[8:] for line in text.splitlines()]
-        )
-        self.assertEqual({" "}, {char for line in text.splitlines() for char in line[6:8]})
+    def test_a_value_in_each_output(self):
+        row = {"name": "a", "project_id": 1}
+        for value, output, text in (
+            (row, "text", "NAME  ID\na     1\n"),
+            ([row, row], "text", "NAME  ID\na     1\na     1\n"),
+            ([], "text", ""),
+            ([row], "json", '[\n  {\n    "name": "a",\n    "project_id": 1\n  }\n]\n'),
+            ([row], "yaml", "- name: a\n  project_id: 1\n"),
+        ):
+            with self.subTest(value=value, output=output):
+                found = llamactl.output_text(value, output, "name id=project_id")
+                self.assertEqual(found, text)
 
     def test_one_row_a_line_whatever_the_cells_hold(self):
         rows = [(text, "end") for text in TRICKY_TEXTS]
         text = llamactl.table_text(("NAME", "END"), rows)
-        self.assertEqual(len(rows) + 1, len(text.splitlines()))
-        self.assertEqual([], unprintable(text))
-        text.encode("utf-8")
-        for line in text.splitlines()[1:]:
-            self.assertTrue(line.endswith("  end"), line)
+        self.assertNotRegex(text, UNPRINTABLE)
+        lines = text.splitlines()
+        self.assertEqual(len(lines), len(rows) + 1)
+        self.assertEqual([line for line in lines[1:] if not line.endswith("  end")], [])
 
-    def test_yes_no_and_zero_are_shown(self):
-        text = llamactl.table_text(("A", "B", "C"), [(True, False, 0)])
-        self.assertEqual("A    B   C\nyes  no  0\n", text)
-
-    def test_a_server_cannot_forge_a_row(self):
-        cloud = self.cloud_server()
-        self.with_profile()
-        evil = "a\r\n\x1b[2J\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1eforged\u202e\x9b31m"
-        cloud.projects = [
-            {
-                "project_id": "proj-alpha",
-                "project_name": evil,
-                "org_id": evil,
-                "deployment_count": 0,
-            }
-        ]
-        cloud.organizations = [{"org_id": evil, "org_name": evil, "is_default": True}]
-        cloud.deployments = [
-            dict(
-                cloud.deployments[0],
-                id=evil,
-                repo_url=evil,
-                git_ref=evil,
-                status=evil,
-                warning=evil,
-            )
-        ]
-        for argv in (
-            ("projects", "get"),
-            ("organizations", "get"),
-            ("deployments", "get"),
-            ("deployments", "get", "-o", "wide"),
-        ):
-            with self.subTest(argv=argv):
-                result = self.call(*argv)
-                self.assertEqual(0, result.code, result.err)
-                self.assertEqual(2, len(result.out.splitlines()), result.out)
-                self.assertEqual([], unprintable(result.out + result.err))
-
-    def test_headers_are_upper_case(self):
-        self.cloud_server()
-        self.with_profile()
-        for argv in (
-            ("auth", "get"),
-            ("environments", "get"),
-            ("projects", "get"),
-            ("config",),
-            ("organizations", "get"),
-            ("deployments", "get", "-o", "WIDE"),
-        ):
-            header = self.call(*argv).out.splitlines()[0]
-            self.assertRegex(header, r"\A[A-Z_]+(  +[A-Z_]+)*\Z")
-
-
-class WideTables(unittest.TestCase):
     def test_one_long_cell_pads_no_other_row(self):
-        rows = [["x" * 100000, "1"]] + [["y", "2"]] * 1000
-        text = llamactl.table_text(["NAME", "N"], rows)
-        self.assertLess(len(text), 400000)
-        self.assertIn("x" * 100000 + "  1\n", text)
+        long = "x" * 201
+        text = llamactl.table_text(("NAME", "N"), [(long, 1), ("y" * 200, 2), ("z", 3)])
+        self.assertEqual(
+            text.splitlines()[1:],
+            [f"{long}  1", "y" * 200 + "  2", "z" + " " * 199 + "  3"],
+        )
 
 
-class CleanAndMasked(Case):
+class CleanAndMasked(CommandCase):
     def test_clean_leaves_nothing_that_acts_on_a_terminal(self):
         every = "".join(map(chr, range(0x11000))) + "\U0001f600\U000e0041\U0010ffff"
-        text = llamactl.clean(every)
-        self.assertEqual([], unprintable(text))
-        self.assertNotIn("\n", text)
-        text.encode("utf-8")
+        self.assertNotRegex(llamactl.clean(every), UNPRINTABLE + "|\n")
+        self.assertEqual(llamactl.clean("a\r\n\tb\ud800c\x07"), "a b\ufffdc")
 
     def test_clean_leaves_letters_alone(self):
-        for text in (
-            "",
-            "plain text",
-            "caf\u00e9 \u4e2d\u6587 \U0001f600",
-            "e\u0301",
-            "a  b",
+        for text in ("", "a  b caf\u00e9 \u4e2d\u6587 e\u0301 \U0001f600"):
+            self.assertEqual(llamactl.clean(text), text)
+            self.assertEqual(llamactl.clean(text + "\x07"), text)
+
+    def test_masked_leaves_no_part_of_a_secret(self):
+        for text, secrets_in_use, shown in (
+            ("x-s3cret-y s3cret\n", ["s3cret"], "x-********-y ********\n"),
+            ("nothing here", ["s3cret"], "nothing here"),
+            ('{"key": "a\\"b"}', ['a"b'], '{"key": "********"}'),
+            ("<abcdefghij>", ["abcdef", "abcdefghij"], "<********>"),
+            ("<abcdefghij>", ["abcdefghij", "abcdef"], "<********>"),
+            ("<abcdefghij>", ["cdef", "abcdefghij"], "<********>"),
         ):
-            self.assertEqual(text, llamactl.clean(text))
-        self.assertEqual("a\ufffdb", llamactl.clean("a\ud800b"))
+            with self.subTest(text, secrets=secrets_in_use):
+                self.assertEqual(llamactl.masked(text, secrets_in_use), shown)
 
-    def test_masked_reaches_every_place(self):
-        masked = llamactl.masked("x-s3cret-y s3cret\n", {"s3cret"})
-        self.assertEqual("x-********-y ********\n", masked)
-        self.assertEqual("nothing here", llamactl.masked("nothing here", {"s3cret"}))
-        cloud = self.cloud_server()
-        self.with_profile()
-        cloud.deployments = [
-            dict(
-                cloud.deployments[0],
-                display_name=KEY + KEY,
-                status="x" + KEY,
-                secret_names=[KEY],
-                git_ref=KEY,
-                warning=KEY,
-            )
-        ]
-        for output in ("json", "yaml", "text", "wide"):  # the canary listens in tearDown()
-            result = self.call("deployments", "get", "-o", output)
-            self.assertEqual(0, result.code, result.err)
-            self.assertIn("x********", result.out)
-
-    def test_a_secret_that_begins_like_another_is_masked_whole(self):
-        for secrets_in_use in (
-            ("abcdef", "abcdefghij"),
-            ("abcdefghij", "abcdef"),
-            ("cdef", "abcdefghij"),
-            ("abcdefghij", "cdef"),
-        ):
-            with self.subTest(secrets=secrets_in_use):
-                self.assertEqual(
-                    "<********>", llamactl.masked("<abcdefghij>", secrets_in_use)
-                )
-
-    def test_a_secret_that_a_server_echoes_is_masked(self):
-        cloud = self.cloud_server()
-        self.with_profile()
-        # what clean() takes out must not put the secret together again
-        for gap in ("", "\x07", "\u200b", "\u202e", "\x1b"):
-            echo = KEY[:7] + gap + KEY[7:]
-            cloud.projects = [
-                {
-                    "project_id": "p-1",
-                    "project_name": echo,
-                    "deployment_count": 0,
-                    "org_id": echo,
-                }
-            ]
-            for output in ("text", "json", "yaml"):
-                result = self.call("projects", "get", "-o", output)
-                with self.subTest(gap=gap, output=output):
-                    self.assertEqual(0, result.code, result.err)
-                    self.assertNotIn(KEY, result.out)
-                    self.heard.remove(result.out)
-            cloud.fault("*", "status", status=400, body={"detail": "bad key " + echo})
-            result = self.call("projects", "get")
-            with self.subTest(gap=gap, output="error"):
-                self.assertEqual(1, result.code)
-                self.assertNotIn(KEY, result.err)
-                self.heard.remove(result.err)
+    def test_clean_does_not_put_an_echoed_secret_together_again(self):
+        key = "CANARY-without-a-prefix"
+        self.cloud.add_key(key)
+        self.with_profile(key=key)
+        for gap in ("\x07", "\u200b", "\u202e", "\x1b"):
+            echo = key[:3] + gap + key[3:]
+            self.cloud.projects[0].update(project_name=echo, org_id=echo)
+            for output in ("text", "json", "yaml"):  # the canary listens in tearDown()
+                self.done("projects get -o", output)
+            self.cloud.fault("*", "status", status=400, body={"detail": echo})
+            self.assertEqual(self.call("projects get").code, 1)
 
 
 class Loopback(unittest.TestCase):
@@ -2322,170 +2241,120 @@ class Loopback(unittest.TestCase):
             "[::ffff:127.0.0.1] [::ffff:7f00:1]"
         ).split():
             for rest in ("", ":8000", "/x"):
-                self.assertTrue(llamactl.is_loopback("http://" + host + rest), host)
+                self.assertTrue(llamactl.is_loopback(f"http://{host}{rest}"), host)
         for host in (
             "localhost.example.com mylocalhost 128.0.0.1 10.0.0.1 1.127.0.0.1.example "
             "0x7f.example 0x7f.de 0xcafe.de 0x0a000001 167772161 010.0.0.1 0.0.0.1 "
             "[::2] [fe80::1] [::ffff:10.0.0.1] example.com 127.example.com"
         ).split():
-            self.assertFalse(llamactl.is_loopback("http://" + host), host)
+            self.assertFalse(llamactl.is_loopback(f"http://{host}"), host)
 
 
 class Passwords(unittest.TestCase):
+    ADDRESSES = """\
+        https://u:p@h/x        https://********@h/x
+        https://token@h/x      https://********@h/x
+        see 'https://u:p@h'.   see 'https://********@h'.
+        "a": "https://u:'w@h"  "a": "https://********@h"
+        https://u:p/w@h        https://********@h
+        http://u:12w/x@h       http://********@h
+        //u:pw@h               //u:********@h
+        socks5://u:p@h:1       socks5://u:********@h:1
+        ssh://git@h/x          ssh://git@h/x
+        git@github.com:x/y     git@github.com:x/y
+        https://h/x            https://h/x
+        https://h/x@v1         https://h/x@v1
+        https://h/a:b@v1       https://h/a:b@v1
+        http://h:80/x@v1       http://h:80/x@v1
+        https://h/?to=a@b      https://h/?to=a@b
+        ann@example.com        ann@example.com"""
+
     def test_of_addresses_are_masked_and_all_else_stays(self):
-        for text, shown in (
-            ("https://u:p@h/x", "https://********@h/x"),
-            ("https://token@h/x", "https://********@h/x"),
-            ("see 'https://u:p@h'.", "see 'https://********@h'."),
-            ('"repo": "https://u:p\'w@h",', '"repo": "https://********@h",'),
-            ("https://u:p/w@h", "https://********@h"),
-            ("http://u:12w/x@h", "http://********@h"),
-            ("//u:pw@h", "//u:********@h"),
-            ("socks5://u:p@h:1", "socks5://u:********@h:1"),
-            ("ssh://git@h/x", "ssh://git@h/x"),
-            ("git@github.com:x/y", "git@github.com:x/y"),
-            ("https://h/x@v1", "https://h/x@v1"),
-            ("http://h:80/x@v1", "http://h:80/x@v1"),
-            ("https://h/?to=a@b", "https://h/?to=a@b"),
-            ("ann@example.com", "ann@example.com"),
-        ):
+        for row in self.ADDRESSES.splitlines():
+            text, shown = row.strip().split("  ", 1)
             with self.subTest(text):
-                self.assertEqual(llamactl.without_passwords(text), shown)
+                self.assertEqual(llamactl.without_passwords(text), shown.strip())
 
     def test_take_no_longer_the_longer_the_text(self):
         for piece in ("://a:", "http://", "//u:p@", "@", "https://u:p@h "):
-            started = time.monotonic()
-            llamactl.without_passwords(piece * 200000)
-            self.assertLess(time.monotonic() - started, 3, piece)
+            started = time.process_time()
+            llamactl.without_passwords(piece * 40000)
+            self.assertLess(time.process_time() - started, 2, piece)
 
 
-class Urls(Case):
-    GOOD = (
-        ("https://api.cloud.llamaindex.ai", "https://api.cloud.llamaindex.ai"),
-        ("https://api.cloud.llamaindex.ai/", "https://api.cloud.llamaindex.ai"),
-        ("https://api.cloud.llamaindex.ai///", "https://api.cloud.llamaindex.ai"),
-        ("HTTPS://API.Example.COM", "https://api.example.com"),
-        ("https://example.com:443", "https://example.com"),
-        ("https://example.com:443/a/", "https://example.com/a"),
-        ("http://example.com:80", "http://example.com"),
-        ("http://example.com:443", "http://example.com:443"),
-        ("https://example.com:80", "https://example.com:80"),
-        ("https://example.com:8443/Base/Path/", "https://example.com:8443/Base/Path"),
-        ("https://example.com:65535", "https://example.com:65535"),
-        ("http://localhost:8000", "http://localhost:8000"),
-        ("http://127.0.0.1:1", "http://127.0.0.1:1"),
-        ("http://[::1]:8000/", "http://[::1]:8000"),
-        ("https://[2001:DB8::AB]", "https://[2001:db8::ab]"),
-        ("https://[2001:db8::1]:443/x", "https://[2001:db8::1]/x"),
-        ("https://my_host-1.internal", "https://my_host-1.internal"),
-        ("https://xn--bcher-kva.example/a%20b", "https://xn--bcher-kva.example/a%20b"),
-    )
-    BAD = (
-        "",
-        "example.com",
-        "//example.com",
-        "https:",
-        "https://",
-        "https:///a",
-        "https:example.com",
-        "ftp://example.com",
-        "file:///etc/passwd",
-        "javascript:alert(1)",
-        "data:text/plain,a",
-        "httpss://example.com",
-        " https://a b",
-        "https://a b",
-        "https://example.com/a b",
-        "https://example.com\n",
-        "https://example.com\nX: y",
-        "https://example.com/\r\nX: y",
-        "https://example.com\t",
-        "https://example.com/\x00",
-        "https://user@example.com",
-        "https://user:CANARY@example.com",
-        "https://:@example.com",
-        "https://@example.com",
-        "https://example.com@evil.example",
-        "https://example.com:80@evil.example",
-        "https://example.com?a=b",
-        "https://example.com/?a",
-        "https://example.com/a?",
-        "https://example.com#a",
-        "https://example.com/#",
-        "https://example.com/a#b",
-        "https://example.com:0",
-        "https://example.com:65536",
-        "https://example.com:99999",
-        "https://example.com:-1",
-        "https://example.com:abc",
-        "https://example.com:80:80",
-        "https://example.com:8 0",
-        "https://[::1",
-        "https://::1",
-        "https://[::1]evil.example",
-        "https://[::1]]",
-        "https://[example.com]",
-        "https://[]",
-        "https://exa\\mple.com",
-        "https://example.com\\@evil.example",
-        "https://ex\u00e4mple.com",
-        "https://example\u3002com",
-        "https://example.com/\u00e4",
-        "https://example.com/\u202e",
-        "\ufeffhttps://example.com",
-        "https://exa\ud800mple.com",
-        "https://example.com:\u0661",
-        "https://example.com:\u00b2",
-        "http\u017f://example.com",
-        "https://example\u017f.com",
-        "https://\u212aelvin.example",
-        "https://example.com/\u017f",
-        "https://example.com/\u212a",
-        "https://example.com/\u0131",
-        "https://<script>",
-        "https://example.com,evil.example",
-        "https://$(id).example",
-    )
+class Urls(unittest.TestCase):
+    GOOD = """\
+        https://api.cloud.llamaindex.ai       https://api.cloud.llamaindex.ai
+        https://api.cloud.llamaindex.ai/      https://api.cloud.llamaindex.ai
+        https://api.cloud.llamaindex.ai///    https://api.cloud.llamaindex.ai
+        HTTPS://API.Example.COM               https://api.example.com
+        https://example.com:443               https://example.com
+        https://example.com:443/a/            https://example.com/a
+        http://example.com:80                 http://example.com
+        http://example.com:443                http://example.com:443
+        https://example.com:80                https://example.com:80
+        https://example.com:8443/Base/Path/   https://example.com:8443/Base/Path
+        https://example.com:65535             https://example.com:65535
+        http://localhost:8000                 http://localhost:8000
+        http://127.0.0.1:1                    http://127.0.0.1:1
+        http://[::1]:8000/                    http://[::1]:8000
+        https://[2001:DB8::AB]                https://[2001:db8::ab]
+        https://[2001:db8::1]:443/x           https://[2001:db8::1]/x
+        https://my_host-1.internal            https://my_host-1.internal
+        https://xn--bcher-kva.example/a%20b   https://xn--bcher-kva.example/a%20b"""
+    NO_ORIGINS = (  # cut at each single space
+        " example.com //example.com https: https:// https:///a https:example.com "
+        "ftp://example.com file:///etc/passwd javascript:alert(1) data:text/plain,a "
+        "httpss://example.com https://example.com\n https://example.com\nX:y "
+        "https://example.com/\r\nX:y https://example.com\t https://example.com/\x00 "
+        "https://user@example.com https://user:CANARY@example.com https://:@example.com "
+        "https://@example.com https://example.com@evil.example "
+        "https://example.com:80@evil.example https://example.com#a https://example.com:0 "
+        "https://example.com:65536 https://example.com:99999 https://example.com:-1 "
+        "https://example.com:abc https://example.com:80:80 https://[::1 https://::1 "
+        "https://[::1]evil.example https://[::1]] https://[example.com] https://[] "
+        "https://exa\\mple.com https://example.com\\@evil.example https://ex\u00e4mple.com "
+        "https://example\u3002com https://example.com/\u00e4 https://example.com/\u202e "
+        "\ufeffhttps://example.com https://exa\ud800mple.com https://example.com:\u0661 "
+        "https://example.com:\u00b2 http\u017f://example.com https://example\u017f.com "
+        "https://\u212aelvin.example https://example.com/\u017f "
+        "https://example.com/\u212a https://example.com/\u0131 https://<script> "
+        "https://example.com,evil.example https://$(id).example"
+    ).split(" ") + [" https://a b", "https://a b", "https://example.com/a b"]
+    NO_API_URLS = (
+        "https://example.com?a=b https://example.com/?a https://example.com/a? "
+        "https://example.com/# https://example.com/a#b https://example.com/$(id)"
+    ).split()
 
     def test_good_ones_are_normalised_once(self):
-        for text, wanted in self.GOOD:
-            with self.subTest(text=text):
-                self.assertEqual(wanted, llamactl.normal_url(text))
-                self.assertEqual(wanted, llamactl.normal_url(wanted))
+        for row in self.GOOD.splitlines():
+            text, normal = row.split()
+            with self.subTest(text):
+                self.assertEqual(llamactl.normal_url(text), normal)
+                self.assertEqual(llamactl.normal_url(normal), normal)
 
-    def test_bad_ones_are_refused(self):
-        for text in self.BAD:
-            with self.subTest(text=text), self.assertRaises(llamactl.Failure) as caught:
-                llamactl.normal_url(text)
-            self.assertNotIn("CANARY", str(caught.exception) + caught.exception.hint)
+    def refusal_of(self, function, url):
+        with self.subTest(url), self.assertRaises(llamactl.Failure) as caught:
+            function(url)
+        return caught.exception
 
-    def test_the_command_says_so_in_one_line_and_stores_nothing(self):
-        for text in self.BAD:
-            if not text.startswith("-") and "\x00" not in text:
-                result = self.call("environments", "add", "--no-verify", text)
-                with self.subTest(text=text):
-                    self.assertEqual((2, ""), (result.code, result.out), result.err)
-                    self.assertTrue(result.err.startswith("error: "))
-                    self.assertLessEqual(result.err.count("\n"), 2)
-        self.assertFalse(os.path.exists(self.store_path))
+    def test_bad_ones_are_refused_and_not_quoted(self):
+        for text in self.NO_ORIGINS + self.NO_API_URLS:
+            failure = self.refusal_of(llamactl.normal_url, text)
+            self.assertEqual(failure.code, 2)
+            self.assertNotRegex(f"{failure}{failure.hint}", f"CANARY|\n|{UNPRINTABLE}")
 
     def test_what_a_server_names_is_as_strict(self):
-        for bad in self.BAD:
-            if not re.search(r"[/?][!-~]*\Z", bad[len("https://") :]):
-                for rest in ("", "/authorize?a=b"):
-                    with self.subTest(bad=bad + rest), self.assertRaises(
-                        llamactl.Failure
-                    ) as caught:
-                        llamactl.origin_of(bad + rest)
-                    self.assertEqual(1, caught.exception.code)
-        self.assertEqual(
-            "https://a.example:443", llamactl.origin_of("HTTPS://A.example/?x=\x7e")
-        )
+        for bad in self.NO_ORIGINS:
+            for rest in ("", "/authorize?a=b"):
+                self.assertEqual(self.refusal_of(llamactl.origin_of, bad + rest).code, 1)
+        origin = llamactl.origin_of("HTTPS://A.example/?x=\x7e")
+        self.assertEqual(origin, "https://a.example:443")
 
 
-class SmallFormats(Case):
+class SmallFormats(unittest.TestCase):
     def test_what_a_server_wrote_is_cut_at_white_space_alone(self):
-        for text, wanted in (
+        for text, shown in (
             ("a\n b\t", "a b"),
             ("a" * 300, "a" * 300),
             ("a" * 301, "..."),
@@ -2493,50 +2362,20 @@ class SmallFormats(Case):
             (" " * 40000 + "a-" * 200, "..."),
             ("a " * 149 + "b-" * 40, "a " * 149 + "..."),
         ):
-            with self.subTest(text=text):
-                self.assertEqual(wanted, llamactl.shortened(text))
+            with self.subTest(text):
+                self.assertEqual(llamactl.shortened(text), shown)
 
-    def test_a_name_shows_at_most_the_last_four_characters_of_a_key(self):
-        for key in (
-            KEY,
-            "llx-CANARY-0123456789abcdef-wxyz",
-            "sk_CANARY_abcdefghijkl",
-            "CANARY",
-            "a",
-            "abcd",
-            "abcdefgh",
-            "llx-CANARY-$(touch x)`;&|'\"*",
-            "CANARY-------------",
-            "llx-CANARY-0123456789../",
-            "llx-CANARY-0123456789-{a}",
-            "!" * 40,
+    def test_of_a_key_the_last_four_characters_show_if_it_is_long(self):
+        for key, shown in (
+            (KEY, "wxyz"),
+            ("CANARY-12345", "2345"),
+            ("CANARY-1234", ""),
+            ("llx-CANARY-0123456789-{a}", "a"),
+            ("llx-CANARY-0123456789../", "9"),
+            ("CANARY-------------", ""),
         ):
-            key = key.replace(" ", "")
-            result = self.call(
-                "auth",
-                "token",
-                "--no-verify",
-                "--project",
-                "p-1",
-                "--api-key-file",
-                "-",
-                stdin=key.encode(),
-            )
-            with self.subTest(key=key):
-                self.assertEqual(0, result.code, result.err)
-                self.url = llamactl.DEFAULT_API_URL
-                (name,) = self.profiles()
-                self.assertRegex(name, r"\A[A-Za-z0-9][A-Za-z0-9@._+-]*\Z")
-                rest = name[len("llx-") :] if name.startswith("llx-") else name
-                for size in range(5, len(rest) + 1):
-                    for start in range(len(rest) - size + 1):
-                        self.assertNotIn(rest[start : start + size], key)
-                os.unlink(self.store_path)
-
-    def test_an_ordinary_key_is_named_after_its_last_four(self):
-        self.call("auth", "token", "--no-verify", "--project", "p-1", "--api-key", KEY)
-        self.url = llamactl.DEFAULT_API_URL
-        self.assertEqual(["llx-wxyz"], list(self.profiles()))
+            with self.subTest(key):
+                self.assertEqual(llamactl.last_four(key), shown)
 
 
 try:
@@ -2552,726 +2391,194 @@ STORE_FILES = ["profiles.json", "profiles.json.lock"]
 # output: JSON and YAML
 # ----------------------------------------------------------------------------------------
 
-YAML_ESCAPES = {'"': '"', "\\": "\\", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-YAML_11 = (  # https://yaml.org/type/: what is no string where it stands bare
-    ("null", r"~|null|Null|NULL|"),
-    ("true", r"y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON"),
-    ("false", r"n|N|no|No|NO|false|False|FALSE|off|Off|OFF"),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)"),
-    ("other", r"[-+]?(0b[0-1_]+|0[0-7_]+|0x[0-9a-fA-F_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)"),
-    ("float", r"[-+]?([0-9][0-9_]*)?\.[0-9.]*([eE][-+][0-9]+)?"),
-    (
-        "other",
-        r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-    ),
-    ("other", r"[0-9]{4}-[0-9][0-9]?-[0-9][0-9]?([Tt \t].*)?|<<|="),
-)
-YAML_12 = (  # YAML 1.2.2 section 10.3.2, the core schema
-    ("null", r"~|null|Null|NULL|"),
-    ("true", r"true|True|TRUE"),
-    ("false", r"false|False|FALSE"),
-    ("int", r"[-+]?[0-9]+"),
-    ("other", r"0o[0-7]+|0x[0-9a-fA-F]+"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
-    ("other", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-)
-YAML_KINDS = {
-    "null": lambda text: None,
-    "true": lambda text: True,
-    "false": lambda text: False,
-    "int": int,
-    "float": float,
-}
-YAML_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+YAML_TEXT = r"(?!(?i:true|false|yes|no|on|off|y|n|null)\Z)[A-Za-z_][A-Za-z0-9_./@:+-]*"
+YAML_START = r'(- )|("(?:[^"\\]|\\.)*"|[^" \n]+):[ \n]'  # of an item, or with a key
 
 
-class StrictYaml:
-    """Reads the block YAML that a writer of JSON values needs, and refuses all else.
-
-    RULES, YAML_11 or YAML_12, say what a plain scalar is; one that both a JSON writer and a
-    reader would not take for the same is a ValueError.
-    """
-
-    def __init__(self, rules):
-        self.rules = [(kind, re.compile("(?:%s)\\Z" % pattern)) for kind, pattern in rules]
-
-    def load(self, text):
-        odd = re.search("[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text)
-        if odd or re.search("[\u2028\u2029\ufeff]", text) or not text.endswith("\n"):
-            raise ValueError("not printable: %r" % text)
-        self.lines = text[:-1].split("\n")
-        value, at = self.node(0, 0)
-        if at != len(self.lines):
-            raise ValueError("line %d is left over: %r" % (at, self.lines[at]))
-        return value
-
-    def is_item(self, at, indent, start):
-        return at < len(self.lines) and self.lines[at].startswith(" " * indent + start)
-
-    def node(self, at, indent):
-        """(value, next line) of what begins on line AT, behind INDENT blanks."""
-        text = self.lines[at][indent:] if self.is_item(at, indent, "") else ""
-        if not text or text[0] == " ":
-            raise ValueError("nothing on line %d, or less indented than it must be" % at)
-        if text.startswith("- "):
-            return self.sequence(at, indent)
-        if self.key_end(text):
-            return self.mapping(at, indent)
-        return self.scalar(text), at + 1
-
-    def sequence(self, at, indent):
-        items = []
-        while self.is_item(at, indent, "- "):
-            self.lines[at] = " " * (indent + 2) + self.lines[at][indent + 2 :]
-            item, at = self.node(at, indent + 2)
-            items.append(item)
-        return items, at
-
-    def mapping(self, at, indent):
-        pairs = {}
-        while self.is_item(at, indent, "") and self.lines[at][indent : indent + 1] not in (
-            "",
-            " ",
-        ):
-            text = self.lines[at][indent:]
-            end = self.key_end(text)
-            if not end or end > 1024:  # YAML 1.1 and 1.2: the limit of an implicit key
-                raise ValueError("no key: %r" % text[:2000])
-            key = self.scalar(text[:end])
-            if not isinstance(key, str) or key in pairs:
-                raise ValueError("the key %r" % text)
-            if text[end + 1 :]:
-                pairs[key], at = self.scalar(text[end + 2 :]), at + 1
-            else:
-                pairs[key], at = self.node(at + 1, indent + 2)
-        return pairs, at
-
-    def key_end(self, text):
-        """Where the key of TEXT ends and its colon stands, or 0."""
-        quoted = YAML_QUOTED.match(text)
-        end = quoted.end() if quoted else re.search(r":(?= |\Z)|\Z", text).start()
-        return end if re.match(r":( |\Z)", text[end:]) else 0
-
-    def scalar(self, text):
-        if text in ("[]", "{}"):
-            return json.loads(text)
-        if text.startswith('"'):
-            if not YAML_QUOTED.match(text) or YAML_QUOTED.match(text).end() != len(text):
-                raise ValueError("quotes: %r" % text)
-            return re.sub(r"\\(u[0-9a-fA-F]{4}|.)", self.unescaped, text[1:-1])
-        # YAML 1.2.2 section 7.3.3; an indicator may not begin a plain scalar
-        if re.match(
-            r"[-?:](\s|\Z)|[\s,\[\]{}#&*!|>'\"%@`]|(---|\.\.\.)(\s|\Z)", text
-        ) or re.search(r": | #|:\Z|\s\Z|\t", text):
-            raise ValueError("no plain scalar: %r" % text)
-        for kind, pattern in self.rules:
-            if pattern.match(text):
-                return YAML_KINDS[kind](text)
-        return text
-
-    def unescaped(self, found):
-        char = found.group(1)
-        if len(char) == 1:
-            return YAML_ESCAPES[
-                char
-            ]  # a KeyError: an escape that JSON or YAML 1.1 does not know
-        if 0xD800 <= int(char[1:], 16) < 0xE000:
-            raise ValueError("YAML has no surrogate pairs")
-        return chr(int(char[1:], 16))
+def read_yaml(text):
+    """Block YAML, whose scalars must be JSON or words that every YAML takes for text."""
+    if not re.match(YAML_START, text):
+        return text[:-1] if re.fullmatch(YAML_TEXT, text[:-1]) else json.loads(text)
+    items, pairs = [], {}
+    for block in re.findall("(?m)^[^ ].*\n(?:  .*\n)*", text):
+        start = re.match(YAML_START, block)
+        value = read_yaml(re.sub("(?m)^  ", "", block[start.end() :]))
+        if start.group(1):
+            items.append(value)
+        else:
+            pairs[read_yaml(start.group(2) + "\n")] = value
+    return items or pairs
 
 
-TRICKY_TEXTS = (
-    "",
-    " ",
-    "a",
-    "a b",
-    " a",
-    "a ",
-    "null",
-    "Null",
-    "~",
-    "true",
-    "False",
-    "yes",
-    "No",
-    "on",
-    "OFF",
-    "y",
-    "N",
-    "0",
-    "1",
-    "-1",
-    "+1",
-    "007",
-    "0o7",
-    "0x1F",
-    "0b1",
-    "1_000",
-    "1.5",
-    "1.",
-    ".5",
-    "1e3",
-    "1e+3",
-    "1.0e+3",
-    ".inf",
-    "-.Inf",
-    ".nan",
-    "NaN",
-    "Infinity",
-    "1:30",
-    "190:20:30",
-    "12:30:45.5",
-    "2001-01-01",
-    "2001-12-14t21:59:43.10-05:00",
-    "2001-1-1 1:1:1",
-    "<<",
-    "=",
-    "-",
-    "--",
-    "---",
-    "...",
-    "--- a",
-    "- a",
-    "?",
-    "? a",
-    ":",
-    "a:",
-    "a: b",
-    ":a",
-    "a:b",
-    "a #b",
-    "#a",
-    "a#b",
-    "[]",
-    "{}",
-    "[a]",
-    "{a: b}",
-    "&a",
-    "*a",
-    "!a",
-    "!!str a",
-    "|",
-    ">",
-    "'a'",
-    '"a"',
-    "it's",
-    '"',
-    "\\",
-    "\\n",
-    "%YAML 1.1",
-    "@a",
-    "`a`",
-    ",",
-    "a,b",
-    "line\nline",
-    "\n",
-    "\r\n",
-    "\r",
-    "\t",
-    "a\tb",
-    "\0",
-    "\x07",
-    "\x1b[31mred\x1b[0m",
-    "\x7f",
-    "\x80",
-    "\x85",
-    "\x9b31m",
-    "\xa0",
-    "\xad",
-    "\u2028",
-    "\u2029",
-    "\ufeff",
-    "\ufeffa",
-    "\u200b",
-    "\u200e",
-    "\u202e\u2066evil\u2069",
-    "\u061c",
-    "\ufffd",
-    "\ufffe",
-    "\uffff",
-    "\ud800",
-    "a\udfffb",
-    "\udc00\ud800",
-    "\U0001f600",
-    "\U0010ffff",
-    "\u00e9",
-    "\u4e2d\u6587",
-    "e\u0301",
-    "https://api.example.com:8443/a?b=c#d",
-    "dev@example.com",
-    "C:\\dir",
-    "a" * 200,
-    "word " * 40,
-    "********",
-    "0123456789abcdef0123456789abcdef01234567",
-    "12e03",
-    "0e0",
-    "1__0",
-    "0_",
-    "+.5",
-    "-0",
-    "08",
-    "1,000",
-    "null ",
-    "a\u2028b",
-    "key\x00value",
-    "\x1f",
-    "!",
-    "%",
-)
-TRICKY_PARTS = (
-    "a",
-    "0",
-    "1",
-    ":",
-    " ",
-    "#",
-    "-",
-    "\n",
-    "\t",
-    "'",
-    '"',
-    "\\",
-    ",",
-    "[",
-    "{",
-    ".",
-    "e",
-    "_",
-    "true",
-    "\x85",
-    "\u2028",
-    "\U0001f600",
-    "\ud800",
-    "\ufeff",
-    "\x00",
-    "~",
-    "T",
-    "\u00e9",
-)
+YAML_READERS = {"strict": read_yaml}  # `readers` adds PyYAML and ruamel.yaml
+TRICKY_TEXTS = (  # cut at each single space
+    " a null Null ~ true False yes No on OFF y N 0 1 -1 +1 007 0o7 0x1F 0b1 1_000 1.5 1. "
+    ".5 1e3 1e+3 1.0e+3 .inf -.Inf .nan NaN Infinity 1:30 190:20:30 12:30:45.5 2001-01-01 "
+    "2001-12-14t21:59:43.10-05:00 12e03 0e0 1__0 0_ +.5 -0 08 1,000 << = - -- --- ... ? : "
+    "a: :a a:b #a a#b [] {} [a] &a *a !a ! | > % 'a' \"a\" it's \" \\ \\n @a `a` , a,b "
+    "line\nline \n \r\n \r \t a\tb \0 key\0value \x07 \x1b[31mred\x1b[0m \x1f \x7f \x80 "
+    "\x85 \x9b31m \xa0 \xad \u2028 a\u2028b \u2029 \ufeff \ufeffa \u200b \u200e "
+    "\u202e\u2066evil\u2069 \u061c \ufffd \ufffe \uffff \ud800 a\udfffb \udc00\ud800 "
+    "\U0001f600 \U0010ffff \u00e9 \u4e2d\u6587 e\u0301 dev@example.com C:\\dir ******** "
+    "https://api.example.com:8443/a?b=c#d 0123456789abcdef0123456789abcdef01234567"
+).split(" ") + (
+    " |a b| a|a |2001-1-1 1:1:1|--- a|- a|? a|a: b|a #b|{a: b}|!!str a|%YAML 1.1|null "
+).split("|")
+TRICKY_TEXTS += ["a" * 200, "word " * 40]
+TRICKY_PARTS = "a 0 1 : # - \n \t ' \" \\ , [ { . e _ true \x85 \u2028 \ud800 \ufeff \0 ~ T"
 
 
 def tricky_text(rng):
     if rng.random() < 0.6:
         return rng.choice(TRICKY_TEXTS)
-    return "".join(rng.choice(TRICKY_PARTS) for _ in range(rng.randrange(8)))
+    parts = TRICKY_PARTS.split(" ") + [" ", "\U0001f600", "\u00e9"]
+    return "".join(rng.choice(parts) for _ in range(rng.randrange(8)))
 
 
-def tricky_row(rng):
-    """A flat object as most commands print them: any order of texts, booleans, numbers,
-    nulls."""
-    values = (
-        lambda: tricky_text(rng),
-        lambda: tricky_text(rng),
-        lambda: rng.choice((True, False)),
-        lambda: rng.choice((0, 1, -7, 10**20)),
-        lambda: None,
-    )
-    names = ("name", "api_url", "project_id", "active", "auth_type", "deployment_count")
-    return {name: rng.choice(values)() for name in names[: rng.randrange(1, 7)]}
+def tricky_value(rng, depth=3):
+    """A container of scalars and containers, at most DEPTH of them in each other."""
+    if rng.random() >= depth / 3:
+        return rng.choice((tricky_text(rng), True, False, None, 0, -7, 10**20))
+    items = [tricky_value(rng, depth - 1) for _ in range(rng.randrange(5))]
+    return rng.choice((items, {tricky_text(rng): item for item in items}))
 
 
-def tricky_deployment(rng):
-    """A deployment: what was asked for, its secrets' names as keys, and its status."""
-    spec = {"repo_url": tricky_text(rng), "suspended": rng.random() < 0.5}
-    for name in ("git_ref", "appserver_version", "personal_access_token"):
-        if rng.random() < 0.5:
-            spec[name] = tricky_text(rng)
-    if rng.random() < 0.7:
-        spec["secrets"] = {tricky_text(rng): "********" for _ in range(rng.randrange(4))}
-    status = {"phase": tricky_text(rng), "git_sha": rng.choice((None, tricky_text(rng)))}
-    return {
-        "name": tricky_text(rng),
-        "generate_name": tricky_text(rng),
-        "spec": spec,
-        "status": dict(status, warning=rng.choice((None, tricky_text(rng)))),
-    }
-
-
-def document_values():
-    """Values of every shape that a command prints, each kind of text in each place."""
-    rng = random.Random("documents")
-    yield from (
-        [],
-        {},
-        "",
-        None,
-        True,
-        0,
-        -1,
-        [[]],
-        [{}],
-        {"a": []},
-        {"a": {}},
-        [[1, [2]], []],
-    )
+def yaml_samples():
+    """Values of every shape, with each kind of text in each place."""
+    yield from ([], {}, "", None, True, 0, -1, [[]], [{}], {"a": []}, {"a": {}})
+    yield [[1, [2]], []]
     for text in TRICKY_TEXTS:
         yield text
         yield {"name": text, "active": True}
         yield [{"name": text}, {text: "name"}]
         yield {"spec": {"secrets": {text: "********"}}, "status": {"warning": text}}
-    for _ in range(400):
-        yield tricky_row(rng)
-        yield [tricky_row(rng) for _ in range(rng.randrange(4))]
-        yield rng.choice(
-            (tricky_deployment(rng), [tricky_deployment(rng) for _ in range(2)])
-        )
+    rng = random.Random("documents")
+    for _ in range(1200):
+        yield tricky_value(rng)
 
 
-def whole_characters(value):
-    """VALUE with each lone surrogate replaced; none where that makes two keys the same."""
-    text = re.sub(
-        "\\\\ud[89a-f][0-9a-f]{2}",
-        "\\\\ufffd",
-        re.sub(
-            "\\\\ud[89ab][0-9a-f]{2}\\\\ud[c-f][0-9a-f]{2}",
-            lambda pair: json.loads('"' + pair.group() + '"'),
-            json.dumps(value),
-        ),
-    )
-    return json.loads(text)
-
-
-def yaml_samples():
-    """(JSON, YAML) of the same value, as a command prints them."""
-    for value in document_values():
-        yield llamactl.json_text(value), llamactl.yaml_text(value)
-
-
-def check_yaml_with_readers():
-    """Prove with PyYAML (YAML 1.1) and ruamel.yaml (YAML 1.2), which must be installed."""
-    import yaml
-    from ruamel.yaml import YAML
-
-    readers = {"PyYAML": yaml.safe_load, "ruamel.yaml": YAML(typ="safe", pure=True).load}
-    samples = list(yaml_samples())
-    for json_text, yaml_text in samples:
-        wanted = json.dumps(json.loads(json_text))
-        for name, read in readers.items():
-            found = json.dumps(read(yaml_text), default=repr)
-            if found != wanted:
-                sys.exit("%s reads %s from\n%s\nnot %s" % (name, found, yaml_text, wanted))
-    print("%d documents: PyYAML and ruamel.yaml read what JSON says" % len(samples))
-
-
-def unprintable(text):
-    """What of TEXT could act on a terminal or reorder it, or has no UTF-8."""
-    return [
-        char
-        for char in text
-        if char != "\n"
-        and (
-            unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
-            or char
-            in "\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
-            "\u2066\u2067\u2068\u2069"
-            "\ufeff\ufffe\uffff"
-        )
-    ]
-
-
-class Documents(Case):
+class Documents(CommandCase):
     """JSON and YAML: the same value, for every reader, and nothing that moves a cursor."""
 
-    def test_generated_values_load_to_what_json_says(self):
-        readers = [("YAML 1.1", StrictYaml(YAML_11)), ("YAML 1.2", StrictYaml(YAML_12))]
-        for value in document_values():
+    def test_generated_values_are_what_each_reader_finds(self):
+        for value in yaml_samples():
             json_text, yaml_text = llamactl.json_text(value), llamactl.yaml_text(value)
-            wanted = json.dumps(whole_characters(value))
-            self.assertEqual(wanted, json.dumps(json.loads(json_text)))
-            self.assertEqual([], unprintable(json_text + yaml_text), yaml_text)
-            for name, reader in readers:
-                try:
-                    found = json.dumps(reader.load(yaml_text))
-                except (ValueError, KeyError) as error:
-                    self.fail("%s: %r in %r" % (name, error, yaml_text))
-                self.assertEqual(wanted, found, "%s: %r" % (name, yaml_text))
+            self.assertNotRegex(json_text + yaml_text, UNPRINTABLE)
+            text = json.dumps(value, ensure_ascii=False)
+            expected = json.dumps(json.loads(re.sub("[\ud800-\udfff]", "\ufffd", text)))
+            self.assertEqual(json.dumps(json.loads(json_text)), expected)
+            for reader, read in YAML_READERS.items():
+                found = json.dumps(read(yaml_text), default=repr)
+                self.assertEqual(found, expected, f"{reader} of {yaml_text!r}")
 
-    def test_the_strict_reader_is_strict(self):
-        for text in (
-            "a: b: c\n",
-            "a: #b\n",
-            "- \n",
-            "a:\n",
-            '"\\ud83d\\ude00"\n',
-            '"\\/"\n',
-            "a\n b\n",
-            "a: [\n",
-            "\ta: b\n",
-            "a: \x85\n",
-            "a: b",
-            "a: *b\n",
-            "1: a\n",
-            "a: b\na: c\n",
-            "a: 'b'\n",
-            "- a\nb\n",
-            "a: b \n",
-            "-\n",
-            "a:\n- b\n",
-        ):
-            for rules in (YAML_11, YAML_12):
-                with self.subTest(text=text), self.assertRaises((ValueError, KeyError)):
-                    StrictYaml(rules).load(text)
-        for text, old, new in (
-            ("on\n", True, "on"),
-            ("1e3\n", "1e3", 1000.0),
-            ("08\n", "08", 8),
-        ):
-            self.assertEqual(old, StrictYaml(YAML_11).load(text))
-            self.assertEqual(new, StrictYaml(YAML_12).load(text))
-        for text in ("1:30\n", "2001-01-01\n", "0x1f\n", "<<\n", "010\n"):
-            with self.assertRaises(KeyError):
-                StrictYaml(YAML_11).load(text)
+    def test_a_text_is_bare_where_every_yaml_takes_it_for_text_and_else_in_quotes(self):
+        bare = {text for text in TRICKY_TEXTS if llamactl.yaml_text(text) == text + "\n"}
+        self.assertEqual(bare, {"a", "a:b", "Infinity", "dev@example.com", "a" * 200})
+        for text in set(TRICKY_TEXTS) - bare:
+            self.assertEqual(llamactl.yaml_text(text), llamactl.json_text(text) + "\n")
 
-    def test_a_key_is_never_too_long_for_a_reader(self):
-        # YAML limits a key that stands before its colon on one line to 1,024 characters
-        value = {"spec": {"secrets": {"K" * 1100: "********", "\u202e" * 200: "********"}}}
-        for line in llamactl.yaml_text(value).splitlines():
-            key = line.strip().partition(": ")[0]
-            self.assertTrue(line.strip().startswith("?") or len(key) <= 1024, len(key))
+    def test_containers_stand_in_blocks(self):
+        value = {
+            "spec": {"secrets": {"on": None}, "names": [], "sizes": [1, [True], {}]},
+            "rows": [{"a": 1, "b": {"c": "2"}}, [["d"], "e"], [{"f": []}]],
+            "K" * 1024: "longest key that may stand before its colon",
+            "last": {"L" * 1025: {"g": 1}, "M" * 1025: "2"},
+        }
+        self.assertEqual(
+            llamactl.yaml_text(value),
+            f"""\
+spec:
+  secrets:
+    "on": null
+  names: []
+  sizes:
+    - 1
+    - - true
+    - {{}}
+rows:
+  - a: 1
+    b:
+      c: "2"
+  - - - d
+    - e
+  - - f: []
+{"K" * 1024}: "longest key that may stand before its colon"
+last:
+  ? {"L" * 1025}
+  :
+    g: 1
+  ? {"M" * 1025}
+  : "2"
+""",
+        )
 
-    def test_a_command_prints_the_same_in_json_and_yaml(self):
-        cloud = self.cloud_server()
+    def test_a_number_where_a_text_belongs_is_refused(self):
+        """1e+22 is a number in JSON and YAML 1.2, and a text in YAML 1.1."""
         self.with_profile()
-        texts = [text for text in TRICKY_TEXTS if text]
-        cloud.projects += [
-            {
-                "project_id": "p%d" % number,
-                "project_name": text,
-                "org_id": "o",
-                "deployment_count": number,
-            }
-            for number, text in enumerate(texts)
-        ]
-        cloud.deployments = [
-            dict(
-                cloud.deployments[0],
-                id="d%d" % number,
-                display_name=text,
-                status=text,
-                warning=text,
-                secret_names=[text],
-                git_ref=text,
+        for number in (1e22, float("nan")):
+            self.cloud.deployments[0]["git_sha"] = number
+            self.play(
+                """
+                $ llamactl deployments get -o yaml
+                error: ...
+                hint: ...
+                [5]
+                """
             )
-            for number, text in enumerate(texts)
-        ]
-        for argv in (
-            ("projects", "get"),
-            ("projects", "get", "p40"),
-            ("deployments", "get"),
-            ("deployments", "get", "d7"),
-            ("organizations", "get"),
-            ("config",),
-            ("auth", "get"),
-            ("auth", "get", "main"),
-            ("environments", "get"),
-        ):
-            as_json = self.call(*(argv + ("-o", "json")))
-            as_yaml = self.call(*(argv + ("-o", "YAML")))
-            with self.subTest(argv=argv):
-                self.assertEqual(
-                    (0, 0), (as_json.code, as_yaml.code), as_json.err + as_yaml.err
-                )
-                self.assertEqual([], unprintable(as_json.out + as_yaml.out))
-                for rules in (YAML_11, YAML_12):
-                    self.assertEqual(
-                        json.dumps(json.loads(as_json.out)),
-                        json.dumps(StrictYaml(rules).load(as_yaml.out)),
-                    )
-
-    def test_a_number_where_a_text_belongs_is_not_passed_on_in_a_form_of_two_meanings(self):
-        # 1e+22 is a number in JSON and YAML 1.2 and a text in YAML 1.1; NaN is neither's
-        cloud = self.cloud_server()
-        self.with_profile()
-        for number in (1e22, float("nan"), float("inf")):
-            cloud.deployments = [dict(cloud.deployments[0], git_sha=number)]
-            results = [
-                self.call("deployments", "get", "-o", kind) for kind in ("json", "yaml")
-            ]
-            with self.subTest(number=number):
-                self.assertEqual(results[0].code, results[1].code)
-                if results[0].code == 0:
-                    for rules in (YAML_11, YAML_12):
-                        self.assertEqual(
-                            json.dumps(json.loads(results[0].out)),
-                            json.dumps(StrictYaml(rules).load(results[1].out)),
-                        )
-                else:
-                    self.assertEqual(5, results[0].code)
 
 
 # ----------------------------------------------------------------------------------------
-# dotenv: independent readers, written from the rules of each program alone
+# dotenv: what reads a .env. `readers` adds python-dotenv, which knows `export`.
 # ----------------------------------------------------------------------------------------
 
-ENV_NAMES = ("LLAMA_CLOUD_API_KEY", "LLAMA_CLOUD_BASE_URL", "LLAMA_AGENTS_PROJECT_ID")
-ENV_NEW = dict(
-    zip(ENV_NAMES, ("llx-new_1.2+3", "https://api.example.com:8443/a", "p=%@,-9"))
-)
-ENV_PROBE = "ENV_PROBE"
-ENV_UNSET = dict.fromkeys(ENV_NAMES + (ENV_PROBE,), "(unset)")
-GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
-
-
-DOTENV_SPACE = re.compile(r"\s*")
-DOTENV_REST = re.compile(r"[^\n]*\n?")
-DOTENV_EXPORT = re.compile(r"(?:export[^\S\n]+)?")
-DOTENV_NAME = re.compile(r"(?:(?=#)|'([^']+)'|([^=#\s']+[^=#\s]*))[^\S\n]*")
-DOTENV_EQUALS = re.compile(r"=[^\S\n]*")
-DOTENV_QUOTED = {  # whether the version is a recent one -> how a quoted value looks
-    True: re.compile(r"""'((?:\\.|[^'\\])*)'|"((?:\\.|[^"\\])*)\"""", re.DOTALL),
-    False: re.compile(r"""'((?:\\'|[^'])*)'|"((?:\\"|[^"])*)\""""),
+ENV_NEW = {
+    "LLAMA_CLOUD_API_KEY": "llx-new_1.2+3",
+    "LLAMA_CLOUD_BASE_URL": "https://api.example.com:8443/a",
+    "LLAMA_AGENTS_PROJECT_ID": "p=%@,-9",
 }
-DOTENV_BARE = re.compile(r"[^\n]*")
-DOTENV_END = re.compile(r"(?:[^\S\n]*#[^\n]*)?[^\S\n]*(?:\n|\Z)")
-DOTENV_VARIABLE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
-DOTENV_ESCAPES = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
-
-
-def read_as_dotenv(text, recent=True):
-    """python-dotenv's parser.py and variables.py: [(name, value or None)]; it refuses
-    nothing.
-
-    RECENT: as of 1.2.4, which knows a BOM, an escaped backslash and `NAME= # comment`.
-    """
-    text = re.sub("\r\n?", "\n", text)  # it opens the file with universal newlines
-    pairs, known, at = [], {}, int(recent and text.startswith("\ufeff"))
-    while True:
-        at = DOTENV_SPACE.match(text, at).end()
-        if at == len(text):
-            return pairs
-        at, name, value = dotenv_binding(text, at, recent)
-        end = DOTENV_END.match(text, at)
-        at = (end or DOTENV_REST.match(text, at)).end()
-        if end and name:
-            if value:
-                value = DOTENV_VARIABLE.sub(
-                    lambda found: known.get(found.group(1)) or found.group(2) or "", value
-                )
-            known[name] = value
-            pairs.append((name, value))
-
-
-def dotenv_binding(text, at, recent):
-    """(where it ended, name, value) of the binding at AT; if malformed, no line ends
-    there."""
-    at = DOTENV_EXPORT.match(text, at).end()
-    found = DOTENV_NAME.match(text, at)
-    if not found:
-        return at, None, None
-    name, at = found.group(1) or found.group(2), found.end()
-    equals = DOTENV_EQUALS.match(text, at)
-    if not equals:
-        return at, name, None
-    at = equals.end()
-    if recent and text[at : at + 1] == "#" and len(equals.group()) > 1:
-        return at, name, ""
-    if text[at : at + 1] not in ("'", '"'):
-        found = DOTENV_BARE.match(text, at)
-        return found.end(), name, re.sub(r"\s+#.*", "", found.group()).rstrip()
-    found = DOTENV_QUOTED[recent].match(text, at)
-    if not found:
-        return at, name, None
-    escapes = r"\\([\\'])" if found.group(2) is None else r"\\([\\'\"abfnrtv])"
-    return (
-        found.end(),
-        name,
-        re.sub(
-            escapes,
-            lambda one: DOTENV_ESCAPES.get(one.group(1), one.group(1)),
-            found.group(1) if found.group(2) is None else found.group(2),
-        ),
-    )
+ENV_UNSET = dict.fromkeys([*ENV_NEW, "ENV_PROBE"], "(unset)")
+ENV_READ = {**ENV_UNSET, **ENV_NEW}
 
 
 def read_as_docker(text):
-    """docker run --env-file, pkg/kvfile: [(name, value)]; None where it refuses the
-    file."""
-    pairs = []
-    for number, line in enumerate(text.split("\n")):
-        line = line[:-1] if line.endswith("\r") else line
-        line = (line[1:] if number == 0 and line.startswith("\ufeff") else line).lstrip(
-            GO_SPACE
-        )
-        name, equals, value = line.partition("=")
-        if not line or line.startswith("#"):
-            continue
-        if not name or " " in name or "\t" in name:
-            return None
-        if equals:
-            pairs.append((name, value))
-    return pairs
+    """docker run --env-file, pkg/kvfile: {name: value}, or None where it refuses a file."""
+    lines = re.sub("\r(\n|\\Z)", "\n", text.lstrip("\ufeff")).split("\n")
+    lines = [line.lstrip() for line in lines]
+    pairs = [line.partition("=") for line in lines if line and line[0] != "#"]
+    if not all(re.fullmatch("[^ \t]+", name) for name, _, _ in pairs):
+        return None
+    return {name: value for name, equals, value in pairs if equals}
 
 
-SYSTEMD_QUOTED = re.compile(
-    r"""[ \t]*(?:'([^']*)('|\Z)|"((?:[^"\\]|\\.)*)(?:"|\\?\Z))""", re.DOTALL
-)
-SYSTEMD_BARE = re.compile(r"[ \t]*((?:[^\r\n\\]|\\.)*)\\?", re.DOTALL)
-SYSTEMD_LINE = re.compile(r"[^\r\n]*")
-SYSTEMD_OLD_COMMENT = re.compile(r"(?:[^\r\n\\]|\\.)*\\?", re.DOTALL)
-SYSTEMD_KEY = re.compile(r"[^\r\n][^\r\n=]*")
+SYSTEMD_ASSIGNMENT = r"""(?sx)
+    [\ \t]* (?: [#;][^\r\n]*  # a comment
+    | ([^\r\n=]+) =  # a name, then what is in quotes, then what is not
+      ( (?: [\ \t]* (?: '[^']*(?:'|\Z) | "(?:[^"\\]|\\.)*(?:"|\\?\Z) ) )*
+        (?: [^\r\n\\] | \\. )* \\? )
+    | [^\r\n]+ ) | [\r\n]"""
+SYSTEMD_PART = r"""(?s)[ \t]*(?:'([^']*)(?:'|\Z)|"((?:[^"\\]|\\.)*)(?:"|\\?\Z)|(.+)\Z)"""
 
 
-def read_as_systemd(text, recent=True):
-    """systemd's EnvironmentFile=, env-file.c: [(name, value)]; bad names are dropped.
-
-    Before version 254 (not RECENT) a backslash also continued a comment.
-    """
-    pairs, at = [], 0
-    while True:
-        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n"))
-        if at == len(text):
-            return pairs
-        if text[at] in "#;":
-            at = (SYSTEMD_LINE if recent else SYSTEMD_OLD_COMMENT).match(text, at).end()
-            continue
-        key = SYSTEMD_KEY.match(text, at)
-        at = key.end()
-        if text[at : at + 1] != "=":
-            continue
-        at, value = systemd_value(text, at + 1)
-        if re.match(r"[A-Za-z_][A-Za-z0-9_]*\Z", key.group().rstrip(" \t")):
-            pairs.append((key.group().rstrip(" \t"), value))
+def systemd_part(match):
+    single, double, bare = match.groups("")
+    double = re.sub(r'\\(?:(["\\`$])|\n)', r"\1", double)
+    return single + double + re.sub(r"(?s)\\(?:([^\r\n])|.)", r"\1", bare.rstrip(" \t"))
 
 
-def systemd_value(text, at):
-    """(where it ended, value): quoted parts, then a bare one, in which quotes mean
-    nothing."""
-    value = ""
-    found = SYSTEMD_QUOTED.match(text, at)
-    while found:
-        value += found.group(1) or ""
-        value += re.sub(r"\\(.)", systemd_unescaped, found.group(3) or "", flags=re.DOTALL)
-        at = found.end()
-        found = SYSTEMD_QUOTED.match(text, at) if at < len(text) else None
-    found = SYSTEMD_BARE.match(text, at)
-    bare = found.group(1)
-    if not re.search(r"(?<!\\)(?:\\\\)*\\[ \t]?\Z", found.group()):
-        bare = bare.rstrip(" \t")
-    return found.end(), value + re.sub(
-        r"\\(.)", lambda one: one.group(1).strip("\r\n"), bare, flags=re.DOTALL
-    )
+def read_as_systemd(text):
+    """systemd's EnvironmentFile=, env-file.c: {name: value}."""
+    pairs = re.findall(SYSTEMD_ASSIGNMENT, text)
+    return {
+        name.rstrip(" \t"): re.sub(SYSTEMD_PART, systemd_part, value)
+        for name, value in pairs
+    }
 
 
-def systemd_unescaped(found):
-    """A backslash in double quotes: as in a shell."""
-    char = found.group(1)
-    return char if char in '"\\`$' else "" if char == "\n" else "\\" + char
+ENV_READERS = {"docker --env-file": read_as_docker, "systemd": read_as_systemd}
+KNOWS_NO_EXPORT = tuple(ENV_READERS)  # `export NAME` is a name of its own to these
 
-
-ENV_READERS = {
-    "python-dotenv": read_as_dotenv,
-    "python-dotenv before 1.2.4": lambda text: read_as_dotenv(text, recent=False),
-    "docker --env-file": read_as_docker,
-    "systemd": read_as_systemd,
-    "systemd before 254": lambda text: read_as_systemd(text, recent=False),
-}
-
-# A subshell for each file: a syntax error ends it before the record is printed. Nothing
-# is in the
-# PATH, so that no line of a generated file can start a program.
+# A subshell for each file: a syntax error ends it before the record is printed. Nothing is
+# in the PATH, so that no line of a generated file can start a program.
 SHELL_LOOP = r"""
 i=0
 while [ $i -lt $1 ]; do
@@ -3288,56 +2595,35 @@ done
 
 
 def read_by_shells(texts):
-    """What a real `sh` makes of each text: {name: value}, or None where it refuses the
-    file."""
+    """What a real `sh` makes of each: {name: value}, or None where it refuses a file."""
     if os.name == "nt":
         raise unittest.SkipTest("needs a shell of POSIX")
-    half = (len(texts) + 1) // 2
     with tempfile.TemporaryDirectory() as folder:
-        shells = []
-        for number, part in enumerate((texts[:half], texts[half:])):
-            place = os.path.join(folder, str(number))
-            os.mkdir(place)
-            for index, text in enumerate(part):
-                with open(os.path.join(place, "f%d" % index), "wb") as file:
-                    file.write(text.encode("utf-8"))
-            shells.append(
-                (
-                    len(part),
-                    subprocess.Popen(
-                        ["/bin/sh", "-c", SHELL_LOOP, "sh", str(len(part))],
-                        cwd=place,
-                        env={"PATH": "/nonexistent"},
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE,
-                    ),
-                )
-            )
-        read = []
-        for count, shell in shells:
-            out = shell.communicate()[0].decode("utf-8", "replace")
-            records = (record.split("\1") for record in out.split("\2")[:-1])
-            found = {
-                fields[0]: dict(zip(ENV_NAMES + (ENV_PROBE,), fields[1:]))
-                for fields in records
-            }
-            read += [found.get(str(index)) for index in range(count)]
-    return read
+        for number, text in enumerate(texts):
+            with open(os.path.join(folder, f"f{number}"), "wb") as file:
+                file.write(text.encode())
+        out = subprocess.check_output(
+            ["/bin/sh", "-c", SHELL_LOOP, "sh", str(len(texts))],
+            cwd=folder,
+            env={"PATH": "/nonexistent"},
+        )
+    found = {}
+    for record in out.decode("utf-8", "replace").split("\2")[:-1]:
+        number, *values = record.split("\1")
+        found[int(number)] = dict(zip(ENV_UNSET, values))
+    return [found.get(number) for number in range(len(texts))]
+
+
+def probed(text):
+    """TEXT and, behind it, lines that a reader sees if it got so far."""
+    ends = re.findall("\r\n|\n|\r", text) or ["\n"]
+    end = "\n" if "\n" in ends else ends[0]  # every reader knows the bare line feed
+    return f"{text}{end}{end}ENV_PROBE=early{end}ENV_PROBE=seen{end}"
 
 
 def last_values(pairs):
-    """The value that wins for each of our names and for the probe."""
-    return dict(
-        ENV_UNSET, **{name: value for name, value in pairs or () if name in ENV_UNSET}
-    )
-
-
-def with_env_probe(text):
-    """TEXT and behind it, as carefully as can be, lines that a reader sees if it got so
-    far."""
-    ends = re.findall("\r\n|\n|\r", text) or ["\n"]
-    ending = "\n" if "\n" in ends else ends[0]  # every reader knows the bare line feed
-    return text + ending * 2 + ENV_PROBE + "=early" + ending + ENV_PROBE + "=seen" + ending
+    """The value that a reader found for each of our names and for the probe."""
+    return {name: (pairs or {}).get(name, unset) for name, unset in ENV_UNSET.items()}
 
 
 # ----------------------------------------------------------------------------------------
@@ -3345,670 +2631,454 @@ def with_env_probe(text):
 # expected file is put together and never computed from the generated one.
 # ----------------------------------------------------------------------------------------
 
-# `lines`: the text, "\n" for a line end. `after`: the same afterwards, "\0" for a line
-# end that is
-# new. `name`, `value`: what it assigns, if it is one of ours.
-EnvPiece = collections.namedtuple("EnvPiece", "lines after name value")
+# A piece a line: what stands there, and of an assignment of ours what stands there
+# afterwards and its value, as every reader that can read it agrees. ^ is a line end, @ one
+# that is new, ~ one that goes; NAME is one of our names, INNER another assignment, and OPEN
+# a quote that nothing closes.
+FOREIGN_LINES = """
 
-FOREIGN_LINES = (
-    "",
-    "",
-    "   ",
-    "\t",
-    "# a comment",
-    "#LLAMA_CLOUD_API_KEY=commented out",
-    "  # LLAMA_CLOUD_BASE_URL='commented",
-    "# it's",
-    '# say "',
-    "# ends in a backslash \\",
-    "FOO=bar",
-    "export FOO=bar",
-    "FOO=a=b=c",
-    "FOO=a#b",
-    "FOO=a # b",
-    "FOO = spaced",
-    "FOO=",
-    "FOO='a b' # c",
-    "FOO='#'",
-    'FOO="a \\" b"',
-    'FOO="a\\\\"',
-    "FOO='a\\'",
-    'FOO="it\'s" # "',
-    "FOO=it\\'s",
-    "FOO=a\\\\",
-    "just words",
-    "LLAMA_CLOUD_API_KEY",
-    "export LLAMA_CLOUD_API_KEY",
-    "MY_LLAMA_CLOUD_API_KEY=mine",
-    "LLAMA_CLOUD_API_KEY_2=second",
-    "LLAMA_CLOUD_API_KEY.x=1",
-    "llama_cloud_api_key=lower",
-    "FOO=LLAMA_CLOUD_API_KEY=x",
-    "FOO='LLAMA_CLOUD_BASE_URL=x'",
-    "\u00dcML\u00c4UT=\u00df\u00e9\u0301",
-    "FOO=\U0001f600\u202e\u200b",
-    "FOO=a\u2028b",
-    "FOO=\ufeff",
-    "FOO=a\x0bLLAMA_CLOUD_API_KEY=x",
-    "FOO=a\x0cLLAMA_AGENTS_PROJECT_ID=x",
-    "FOO=a\x85LLAMA_CLOUD_BASE_URL=x",
-    "FOO=a\u2028LLAMA_CLOUD_BASE_URL=x",
-    "FOO=\x1b[31m",
-    "FOO=x LLAMA_CLOUD_API_KEY=y",
-    "LLAMA_CLOUD_API_KEY: yaml",
-    "[section]",
-    "=nameless",
-)
-FOREIGN_BLOCKS = (  # values of several lines, with a line inside that is no assignment
-    'FOO="one\n%s\nthree"',
-    "FOO='one\n%s\nthree'",
-    'export FOO="\n%s\n" # behind',
-    'FOO="a \\"quoted\\" word\n%s\n"',
-    'FOO="it\'s\n%s\n\\\\"',
-    "FOO='say \"\n%s\n'",
-    'FOO = "# no comment\n\n%s\n#"',
-    "FOO='\\\n%s\n'",
-    '  FOO="x\n  export %s"',
-)
-OPEN_LINES = ("FOO=%sopen", "export FOO=%sopen # end", "FOO=%s")
-# before, after: NAME, the OLD value, QUOTE for one that is left open
-OWN_LINES = (
-    ("NAME=OLD", "NAME=NEW"),
-    ("NAME=OLD", "NAME=NEW"),
-    ("NAME=", "NAME=NEW"),
-    ("export NAME=OLD", "export NAME=NEW"),
-    ("export \t NAME=OLD", "export \t NAME=NEW"),
-    ("  NAME=OLD", "  NAME=NEW"),
-    ("\texport NAME='OLD'", "\texport NAME=NEW"),
-    ("NAME =OLD", "NAME=NEW"),
-    ("NAME= OLD", "NAME=NEW"),
-    ("NAME=OLD  ", "NAME=NEW"),
-    ("NAME='OLD'", "NAME=NEW"),
-    ('NAME="OLD"', "NAME=NEW"),
-    ("NAME='OLD # b'", "NAME=NEW"),
-    ("NAME=OLD#b", "NAME=NEW"),
-    ('NAME="a \\" OLD"', "NAME=NEW"),
-    ('NAME="\\\\"', "NAME=NEW"),
-    ("NAME=OLD # why", "# why\0NAME=NEW"),
-    ("NAME='OLD' # it's", "# it's\0NAME=NEW"),
-    ('NAME="OLD"\t# say "', '# say "\0NAME=NEW'),
-    ('NAME="OLD # b" # c', "# c\0NAME=NEW"),
-    ("export NAME=OLD #", "#\0export NAME=NEW"),
-    ("NAME=OLD #a # b", "#a # b\0NAME=NEW"),
-    ('NAME="OLD\nMINE"', "NAME=NEW"),
-    ("NAME='OLD\n# no\nMINE' # c", "# c\0NAME=NEW"),
-    ("NAME='\n\nOLD'", "NAME=NEW"),
-    ("NAME=QUOTEOLD", "NAME=NEW"),
-    ("NAME= QUOTEOLD", "NAME=NEW"),
-)
+\x20\x20\x20
+\t
+# a comment
+#LLAMA_CLOUD_API_KEY=commented out
+  # LLAMA_CLOUD_BASE_URL='commented
+# it's
+# say "
+# ends in a backslash \\
+FOO=bar
+export FOO=bar
+FOO=a=b=c
+FOO=a#b
+FOO=a # b
+FOO = spaced
+FOO=
+FOO='a b' # c
+FOO='#'
+FOO="a \\" b"
+FOO="a\\\\"
+FOO='a\\'
+FOO="it's" # "
+FOO=it\\'s
+FOO=a\\\\
+just words
+LLAMA_CLOUD_API_KEY
+export LLAMA_CLOUD_API_KEY
+MY_LLAMA_CLOUD_API_KEY=mine
+LLAMA_CLOUD_API_KEY_2=second
+LLAMA_CLOUD_API_KEY.x=1
+llama_cloud_api_key=lower
+FOO=LLAMA_CLOUD_API_KEY=x
+FOO='LLAMA_CLOUD_BASE_URL=x'
+\u00dcML\u00c4UT=\u00df\u00e9\u0301
+FOO=\U0001f600\u202e\u200b
+FOO=a\u2028b
+FOO=\ufeff
+FOO=a\x0bLLAMA_CLOUD_API_KEY=x
+FOO=a\x0cLLAMA_AGENTS_PROJECT_ID=x
+FOO=a\x85LLAMA_CLOUD_BASE_URL=x
+FOO=a\u2028LLAMA_CLOUD_BASE_URL=x
+FOO=\x1b[31m
+FOO=x LLAMA_CLOUD_API_KEY=y
+LLAMA_CLOUD_API_KEY: yaml
+[section]
+=nameless"""
+FOREIGN_BLOCKS = """FOO="one^NAME=not this one^three"
+FOO='one^NAME=not this one^three'
+export FOO="^NAME=not this one^" # behind
+FOO="a \\"quoted\\" word^NAME=not this one^"
+FOO="it's^NAME=not this one^\\\\"
+FOO='say "^NAME=not this one^'
+FOO = "# no comment^^NAME=not this one^#"
+FOO='\\^NAME=not this one^'
+  FOO="x^  export NAME=not this one\""""
+OPEN_LINES = """FOO=OPENopen
+export FOO=OPENopen # end
+FOO=OPEN"""
+OWN_LINES = """NAME=OLD -> NAME=NEW -> OLD
+NAME=OLD -> NAME=NEW -> OLD
+NAME= -> NAME=NEW ->\x20
+export NAME=OLD -> export NAME=NEW -> OLD
+export \t NAME=OLD -> export \t NAME=NEW -> OLD
+  NAME=OLD ->   NAME=NEW -> OLD
+\texport NAME='OLD' -> \texport NAME=NEW -> OLD
+NAME =OLD -> NAME=NEW -> OLD
+NAME= OLD -> NAME=NEW -> OLD
+NAME=OLD   -> NAME=NEW -> OLD
+NAME='OLD' -> NAME=NEW -> OLD
+NAME="OLD" -> NAME=NEW -> OLD
+NAME='OLD # b' -> NAME=NEW -> OLD # b
+NAME=OLD#b -> NAME=NEW -> OLD#b
+NAME="a \\" OLD" -> NAME=NEW -> a " OLD
+NAME="\\\\" -> NAME=NEW -> \\
+NAME=OLD # why -> # why@NAME=NEW -> OLD
+NAME='OLD' # it's -> # it's@NAME=NEW -> OLD
+NAME="OLD"\t# say " -> # say "@NAME=NEW -> OLD
+NAME="OLD # b" # c -> # c@NAME=NEW -> OLD # b
+export NAME=OLD # -> #@export NAME=NEW -> OLD
+NAME=OLD #a # b -> #a # b@NAME=NEW -> OLD
+NAME="OLD~INNER" -> NAME=NEW -> OLD~INNER
+NAME='OLD~# no~INNER' # c -> # c@NAME=NEW -> OLD~# no~INNER
+NAME='~~OLD' -> NAME=NEW -> ~~OLD
+NAME=OPENOLD -> NAME=NEW -> OPENOLD
+NAME= OPENOLD -> NAME=NEW -> OPENOLD"""
+ENV_PIECES = [
+    text.split("\n") for text in (FOREIGN_LINES, FOREIGN_BLOCKS, OPEN_LINES, OWN_LINES)
+]
+ENV_START = r"[ \t]*(export[ \t]+)?[^=#\s'\"`]+[ \t]*="
+EnvPiece = collections.namedtuple("EnvPiece", "before after values")
 
 
 def env_piece(rng, tail):
-    """A piece that may stand before the text TAIL: no quote left open that TAIL would
-    close."""
-    kind = rng.random()
-    name = rng.choice(ENV_NAMES)
-    quotes = [quote for quote in "'\"" if quote not in tail]
-    if kind < 0.40:
-        line = rng.choice(FOREIGN_LINES)
-        return EnvPiece(line, line, None, None)
-    if kind < 0.52:
-        lines = rng.choice(FOREIGN_BLOCKS) % (name + "=not this one")
-        return EnvPiece(lines, lines, None, None)
-    if kind < 0.60:
-        quote = rng.choice(quotes + [""])
-        line = rng.choice(OPEN_LINES) % quote
-        return EnvPiece(line, line, None, None)
-    old = "old%d" % rng.randrange(10**6)
-    before, after = rng.choice(OWN_LINES)
-    if "QUOTE" in before and not quotes:
-        before, after = OWN_LINES[0]
-    quote = rng.choice(quotes) if "QUOTE" in before else None
-    texts = [
-        text.replace("NAME", name)
-        .replace("OLD", old)
-        .replace("QUOTE", quote or "")
-        .replace("NEW", ENV_NEW[name])
-        .replace("MINE", rng.choice(ENV_NAMES) + "=inner")
-        for text in (before, after)
-    ]
-    return EnvPiece(texts[0], texts[1], name, own_value(texts[0]))
+    """A piece that may stand before TAIL: TAIL closes no quote that it leaves open."""
+    piece = rng.choice(rng.choices(ENV_PIECES, (40, 12, 8, 40))[0])
+    name, inner = rng.choice(list(ENV_NEW)), rng.choice(list(ENV_NEW))
+    quotes = [quote for quote in "'\"" if quote not in tail] or [""]
+    for sign, text in (
+        ("@", "\0"),
+        ("~", "\1"),
+        ("^", "\n"),
+        ("NAME", name),
+        ("INNER", f"{inner}=inner"),
+        ("OPEN", rng.choice(quotes)),
+        ("OLD", f"old{rng.randrange(10**6)}"),
+        ("NEW", ENV_NEW[name]),
+    ):
+        piece = piece.replace(sign, text)
+    before, *own = piece.split(" -> ")
+    if not own:
+        return EnvPiece(before, before, {})
+    return EnvPiece(before, own[0], {name: own[1].replace("\1", "\n")})
 
 
-def own_value(line):
-    """The value in a line of OWN_LINES, as every reader that can read it agrees."""
-    value = line.partition("=")[2].strip()
-    quoted = re.match(r"""'([^']*)'|"((?:[^"\\]|\\.)*)\"""", value, re.DOTALL)
-    if not quoted:
-        return re.sub(r"\s+#.*", "", value)
-    return quoted.group(1) or re.sub(r"\\(.)", r"\1", quoted.group(2) or "")
+def new_lines(pieces, before):
+    """What is appended to BEFORE, which PIECES make up."""
+    starts = [re.match(ENV_START, piece.before) for piece in pieces]
+    exports = [start.group(1) for start in starts if start]
+    export = "export " if exports and all(exports) else ""
+    known = {name for piece in pieces for name in piece.values}
+    new = [f"{export}{name}={ENV_NEW[name]}" for name in ENV_NEW if name not in known]
+    if not new:
+        return ""
+    if re.search(r" \\\n?\Z", before):
+        new.insert(0, "")  # a blank line ends what the backslash would continue
+    is_whole = before.endswith("\n") or not before
+    return "\0".join(new + [""] if is_whole else ["", *new])
 
 
-EnvSample = collections.namedtuple("EnvSample", "before after values")
-ENV_START = r"[ \t]*(export[ \t]+)?[^=#\s'\"`]+[ \t]*="
-# who takes `export NAME` for a name, and so never sees the lines of a file that exports all
-KNOWS_NO_EXPORT = ("docker --env-file", "systemd", "systemd before 254")
+def with_ends(text, ends):
+    """TEXT with ENDS for its line ends, one for each."""
+    remaining = iter(ends)
+    return re.sub("\n", lambda _: next(remaining), text)
 
 
 def env_samples(count, seed):
-    """COUNT files: before, after (as is_expected_env() reads it), the old values."""
+    """COUNT files: before and after the update, and the values before."""
     rng = random.Random(seed)
     for _ in range(count):
         pieces, tail = [], ""
         for _ in range(rng.choice((0, 1, 1, 2, 3, 4, 5, 6, 8, 11))):
-            piece = env_piece(rng, tail)
-            pieces.insert(0, piece)
-            tail = piece.lines + "\n" + tail
-        endings = rng.choice((("\n",),) * 6 + (("\r\n",),) * 2 + (("\r",), ("\n", "\r\n")))
-        marked = "\1".join(piece.lines.replace("\n", "\1") for piece in pieces)
-        ends = [rng.choice(endings) for _ in range(marked.count("\1") + 1)]
-        last = ends.pop() * (rng.random() < 0.75 and bool(pieces))
+            pieces.insert(0, env_piece(rng, tail))
+            tail = f"{pieces[0].before}\n{tail}"
+        last_end = rng.choice(("\n", "\n", "\n", "")) if pieces else ""
+        before = "\n".join(piece.before for piece in pieces) + last_end
+        after = "\n".join(piece.after for piece in pieces) + last_end
+        kinds = rng.choice([["\n"]] * 6 + [["\r\n"]] * 2 + [["\r"], ["\n", "\r\n"]])
+        ends = [rng.choice(kinds) for _ in range(before.count("\n"))]
+        known = ends + kinds[:1] * before.count("\1")
+        new_end = "\n" if "\n" in known or not known else known[0]
         # behind a BOM a moved comment is none to a shell; what it is before is no better
-        bom = (
-            "\ufeff"
-            if rng.random() < 0.1 and pieces and "\0" not in pieces[0].after
-            else ""
+        may_have_bom = pieces and "\0" not in pieces[0].after
+        mark = rng.choice(["\ufeff"] + [""] * 9) if may_have_bom else ""
+        after = with_ends(after, ends) + new_lines(pieces, before)
+        yield EnvPiece(
+            mark + with_ends(before, ends).replace("\1", kinds[0]),
+            mark + after.replace("\0", new_end),
+            {name: value for piece in pieces for name, value in piece.values.items()},
         )
-        before = bom + put_ends(marked, ends) + last
-        after = bom + ended_as_before(pieces, ends) + last
-        values = {piece.name: piece.value for piece in pieces if piece.name}
-        starts = [re.match(ENV_START, line) for piece in pieces for line in [piece.lines]]
-        exports = [start.group(1) for start in starts if start]
-        export = "export " if exports and all(exports) else ""
-        new = [
-            export + name + "=" + ENV_NEW[name] for name in ENV_NAMES if name not in values
-        ]
-        # a blank line may end what a backslash would continue
-        gap = "\2" if new and before.rstrip("\r\n").endswith("\\") else ""
-        if new and (not before or before.endswith(("\r", "\n"))):
-            after += gap + "\0".join(new) + "\0"
-        elif new:
-            after += "\0" + gap + "\0".join(new)
-        yield EnvSample(before, after, values)
-
-
-def put_ends(marked, ends):
-    return "".join(
-        itertools.chain(*itertools.zip_longest(marked.split("\1"), ends, fillvalue=""))
-    )
-
-
-def ended_as_before(pieces, ends):
-    """The pieces as they are afterwards, each line end between them as it was before."""
-    text, ends = "", list(ends)
-    for number, piece in enumerate(pieces):
-        inner = [ends.pop(0) for _ in range(piece.lines.count("\n"))]
-        text += put_ends(
-            piece.after.replace("\n", "\1"), inner if "\n" in piece.after else []
-        )
-        text += ends.pop(0) if number < len(pieces) - 1 else ""
-    return text
-
-
-def is_expected_env(expected, text):
-    """Whether TEXT is EXPECTED: "\0" is a line end of any kind, "\2" is one or nothing."""
-    if "\2" in expected:
-        return any(is_expected_env(expected.replace("\2", end), text) for end in ("", "\0"))
-    parts = expected.split("\0")
-    if not text.startswith(parts[0]):
-        return False
-    at = len(parts[0])
-    for part in parts[1:]:
-        end = re.compile("\r\n|\n|\r").match(text, at)
-        if not end or not text.startswith(part, end.end()):
-            return False
-        at = end.end() + len(part)
-    return at == len(text)
-
-
-SOUP = (
-    (
-        "FOO",
-        "FOO=",
-        "'",
-        '"',
-        "'",
-        '"',
-        "\\",
-        "\\",
-        "=",
-        " ",
-        " ",
-        "#",
-        " # ",
-        "export ",
-        "x",
-        "y z",
-        "\n",
-        "\n",
-        "\n",
-        "\n",
-        "\n",
-        "\r\n",
-        "\r",
-        "\t",
-        "\u2028",
-        "\ufeff",
-    )
-    + tuple(name + "=" for name in ENV_NAMES)
-    + ENV_NAMES
-    + tuple("\n%s=old" % n for n in ENV_NAMES)
-)
 
 
 def env_soups(count, seed):
     """Files of random tokens, most of them nonsense that no reader likes."""
+    tokens = (
+        "FOO|FOO=|'|\"|'|\"|\\|\\|=| | |#| # |export |x|y z|"
+        "\n|\n|\n|\n|\n|\r\n|\r|\t|\u2028|\ufeff"
+    ).split("|")
+    for name in ENV_NEW:
+        tokens += [name, name + "=", f"\n{name}=old"]
     rng = random.Random(seed)
-    return [
-        "".join(rng.choice(SOUP) for _ in range(rng.randrange(1, 24))) for _ in range(count)
-    ]
+    for _ in range(count):
+        yield "".join(rng.choice(tokens) for _ in range(rng.randrange(1, 24)))
 
 
 class EnvText(unittest.TestCase):
     """updated_env(): generated files, and each sentence about the text by an example."""
 
     maxDiff = None
+    # before -> after the update of KEY and URL; ^ is a line end, % a carriage return
+    EXAMPLES = """\
+appended
+ -> KEY=new^URL=u^
+A=1^ -> A=1^KEY=new^URL=u^
+A=1 -> A=1^KEY=new^URL=u
+A=1%^ -> A=1%^KEY=new%^URL=u%^
+A=1%^B=2 -> A=1%^B=2%^KEY=new%^URL=u
+A=1%B=2% -> A=1%B=2%KEY=new%URL=u%
+\ufeffA=1^ -> \ufeffA=1^KEY=new^URL=u^
+updated where they stand, each duplicate too
+URL=b^A=1^KEY=a^ -> URL=u^A=1^KEY=new^
+URL=b^A=1^KEY=a -> URL=u^A=1^KEY=new
+KEY=a^B=2^ -> KEY=new^B=2^URL=u^
+\ufeffKEY=a^ -> \ufeffKEY=new^URL=u^
+KEY=a^KEY=b^ -> KEY=new^KEY=new^URL=u^
+exported where all is
+export KEY=a^ -> export KEY=new^export URL=u^
+export B='^C=x^'^ -> export B='^C=x^'^export KEY=new^export URL=u^
+# all^export A=1^ -> # all^export A=1^export KEY=new^export URL=u^
+export A=1^B=2^ -> export A=1^B=2^KEY=new^URL=u^
+export KEY=a # b^ -> # b^export KEY=new^export URL=u^
+  export KEY=a # b^ ->   # b^  export KEY=new^export URL=u^
+with its own line end each, and for new lines a lone line feed first
+A=1%^KEY=a # b%^URL=b^ -> A=1%^# b^KEY=new%^URL=u^
+A=1%^B='a\\'^ -> A=1%^B='a\\'^KEY=new^URL=u^
+A=1%B^C=3^ -> A=1%B^C=3^KEY=new^URL=u^
+A=1^B=2%^ -> A=1^B=2%^KEY=new^URL=u^
+A=1^B=2% -> A=1^B=2%KEY=new%URL=u%
+a quote that is not closed before something else makes an ordinary line
+KEY="a^B="c"^ -> KEY=new^B="c"^URL=u^
+A='x^KEY=a^B='y'^ -> A='x^KEY=new^B='y'^URL=u^
+A='^KEY=a^ -> A='^KEY=new^URL=u^
+A="\\"^KEY=a^ -> A="\\"^KEY=new^URL=u^
+KEY="a^B=2^ -> KEY=new^B=2^URL=u^
+what stands in a value of several lines stays
+A='^KEY=a^'^ -> A='^KEY=a^'^KEY=new^URL=u^
+A=`one^KEY=a^`^ -> A=`one^KEY=a^`^KEY=new^URL=u^
+A="\\"^KEY=a^"^KEY=b^ -> A="\\"^KEY=a^"^KEY=new^URL=u^
+A="one \\^two"^KEY=b^ -> A="one \\^two"^KEY=new^URL=u^
+A='\\^'^KEY=b^ -> A='\\^'^KEY=new^URL=u^
+KEY=`a^b` # c^ -> # c^KEY=new^URL=u^
+a value that a backslash continues goes with its continuation
+KEY=a\\^b\\^c^D=1^ -> KEY=new^D=1^URL=u^
+KEY='a'\\^URL=b^C=2^ -> KEY=new^C=2^URL=u^
+KEY=a\\%^b%^ -> KEY=new%^URL=u%^
+KEY=a\\^ -> KEY=new^URL=u^
+KEY=a\\ -> KEY=new^URL=u
+KEY=a\\\\^b^ -> KEY=new^b^URL=u^
+KEY=a # c\\^B=2^ -> # c\\^KEY=new^B=2^URL=u^
+a line that is continued does not swallow ours
+A=1\\ -> A=1\\^^KEY=new^URL=u
+A=1\\^ -> A=1\\^^KEY=new^URL=u^
+A=1\\%^ -> A=1\\%^%^KEY=new%^URL=u%^
+A=1\\\\^ -> A=1\\\\^KEY=new^URL=u^
+A=1\\^KEY=a^ -> A=1\\^KEY=new^KEY=new^URL=u^
+# c\\^ -> # c\\^^KEY=new^URL=u^
+# c\\^KEY=a^ -> # c\\^KEY=new^URL=u^
+KEY=a^A=C:\\d\\^KEY=b^ -> KEY=new^A=C:\\d\\^KEY=new^URL=u^
+a hash makes a comment only behind white space
+KEY=a # b^ -> # b^KEY=new^URL=u^
+KEY=a#b^ -> KEY=new^URL=u^
+KEY=#a^ -> KEY=new^URL=u^
+KEY='a # b' # c^ -> # c^KEY=new^URL=u^
+KEY='a'#c^ -> #c^KEY=new^URL=u^
+what only looks like one of ours stays
+#KEY=a^XKEY=b^KEY^ -> #KEY=a^XKEY=b^KEY^KEY=new^URL=u^
+A=\0\x85\u2028KEY=a^ -> A=\0\x85\u2028KEY=a^KEY=new^URL=u^"""
 
     def updated(self, text):
         return llamactl.updated_env(text, dict(ENV_NEW))
 
+    def test_by_example(self):
+        for row in self.EXAMPLES.split("\n"):
+            with self.subTest(row):
+                text = row.replace("^", "\n").replace("%", "\r")
+                before, arrow, after = text.partition(" -> ")
+                if arrow:
+                    found = llamactl.updated_env(before, {"KEY": "new", "URL": "u"})
+                    self.assertEqual(found, after)
+
+    def could_read(self, reader, sample, found):
+        """Whether READER FOUND what a file says, so that it must read it afterwards."""
+        if found != {**ENV_UNSET, **sample.values, "ENV_PROBE": "seen"}:
+            return False
+        if reader in KNOWS_NO_EXPORT:
+            return "export LLAMA" not in sample.after
+        if reader == "sh":  # a comment that moves leaves the carriage return that hid in it
+            return not re.search("#.*\r", sample.before)
+        # to python-dotenv alone this quote closes nothing; one further down may, and go
+        return "\\'" not in sample.before
+
     def test_generated_files_keep_all_but_the_three_assignments(self):
-        for sample in env_samples(4000, "files"):
+        counts = dict.fromkeys(ENV_READERS, 0)
+        for sample in env_samples(7500, "files"):
             after = self.updated(sample.before)
-            if not is_expected_env(sample.after, after):
-                self.assertEqual(sample.after, after, "from %r" % sample.before)
-            if self.updated(after) != after:
-                self.assertEqual(
-                    after, self.updated(after), "twice from %r" % sample.before
-                )
-
-    def check_reader(self, reader, sample, read, after):
-        """AFTER, what READER read of the file after the update; True if it could READ it
-        before."""
-        could = dict(ENV_UNSET, **dict(sample.values, **{ENV_PROBE: "seen"}))
-        if read != could:
-            return False
-        # older versions look for the end of such a value further down, and sometimes
-        # find one
-        if "1.2.4" in reader and '\\\\"' in sample.before:
-            return False
-        if reader in KNOWS_NO_EXPORT and "export LLAMA" in self.updated(sample.before):
-            return False
-        # a comment that moves leaves its carriage return, which hid in it, to the value
-        if reader == "sh" and re.search("#.*\r", sample.before):
-            return False
-        wanted = dict(ENV_UNSET, **ENV_NEW)
-        if after != wanted:
-            self.assertEqual(
-                wanted,
-                after,
-                "%s: %r became %r" % (reader, sample.before, self.updated(sample.before)),
-            )
-        return True
-
-    def test_generated_files_read_back_in_every_reader_that_could_read_them(self):
-        counts = collections.Counter()
-        for sample in env_samples(3000, "readers"):
-            probed, after = with_env_probe(sample.before), self.updated(sample.before)
+            self.assertEqual(after, sample.after, sample.before)
+            self.assertEqual(self.updated(after), after)
             for reader, read in ENV_READERS.items():
-                counts[reader] += self.check_reader(
-                    reader, sample, last_values(read(probed)), last_values(read(after))
-                )
+                if self.could_read(
+                    reader, sample, last_values(read(probed(sample.before)))
+                ):
+                    self.assertEqual(last_values(read(after)), ENV_READ, (reader, sample))
+                    counts[reader] += 1
         # the generator must not become so wild that nobody reads its files
-        self.assertGreater(min(counts[reader] for reader in ENV_READERS), 500, counts)
+        self.assertGreater(min(counts.values()), 1000, counts)
 
     def test_generated_files_read_back_in_a_shell_that_could_read_them(self):
-        samples = list(env_samples(1000, "shells"))
-        texts = [
-            (with_env_probe(sample.before), self.updated(sample.before))
-            for sample in samples
+        samples = list(env_samples(500, "shells"))
+        found = read_by_shells([probed(sample.before) for sample in samples])
+        kept = [
+            sample
+            for sample, values in zip(samples, found)
+            if self.could_read("sh", sample, values)
         ]
-        read = read_by_shells(list(itertools.chain(*texts)))
-        count = sum(
-            self.check_reader("sh", *both) for both in zip(samples, read[::2], read[1::2])
-        )
-        self.assertGreater(count, 250)
+        self.assertGreater(len(kept), 125)
+        found = read_by_shells([self.updated(sample.before) for sample in kept])
+        for sample, values in zip(kept, found):
+            self.assertEqual(values, ENV_READ, sample)
 
     def test_nonsense_is_kept_and_the_second_update_changes_nothing(self):
-        wanted = dict(ENV_UNSET, **ENV_NEW)
         for text in env_soups(4000, "soup"):
             after = self.updated(text)
-            if self.updated(after) != after:
-                self.assertEqual(after, self.updated(after), "twice from %r" % text)
+            self.assertEqual(self.updated(after), after, text)
             if re.search("['\"\\\\\ufeff\u2028]", text):
                 continue
-            lines = set(re.split("[\r\n]", after))
-            for line in re.split("[\r\n]", text):
-                if "LLAMA" not in line:
-                    self.assertIn(line, lines, "%r became %r" % (text, after))
-            known = last_values(read_as_dotenv(with_env_probe(text)))
-            for reader, read in ENV_READERS.items():
-                if reader in KNOWS_NO_EXPORT and "export LLAMA" in after:
-                    continue
-                # what is no probe to one of them, or has no value, is nobody's assignment
-                is_clear = None not in known.values() and not re.search("\r(?!\n)", text)
-                if is_clear and last_values(read(with_env_probe(text))) == known:
-                    self.assertEqual(
-                        wanted, last_values(read(after)), "%s: %r" % (reader, text)
-                    )
+            foreign = {line for line in re.split("[\r\n]", text) if "LLAMA" not in line}
+            self.assertLessEqual(foreign, set(re.split("[\r\n]", after)), text)
+            if re.search("\r(?!\n)|export LLAMA", text + after):
+                continue
+            seen = [last_values(read(probed(text))) for read in ENV_READERS.values()]
+            if None not in seen[-1].values() and seen.count(seen[0]) == len(seen):
+                for reader, read in ENV_READERS.items():
+                    self.assertEqual(last_values(read(after)), ENV_READ, (reader, text))
 
-    def test_by_example(self):
-        key, url, project = (name + "=" + ENV_NEW[name] for name in ENV_NAMES)
-        both = url + "\n" + project + "\n"
-        for before, after in (
-            # appended
-            ("", key + "\n" + both),
-            ("A=1\n", "A=1\n" + key + "\n" + both),
-            ("A=1", "A=1\n" + key + "\n" + url + "\n" + project),
-            ("A=1\r\n", "A=1\r\n" + "".join(line + "\r\n" for line in (key, url, project))),
-            ("A=1\r\nB=2", "A=1\r\nB=2\r\n" + "\r\n".join((key, url, project))),
-            (
-                "A=1\rB=2\r",
-                "A=1\rB=2\r" + "".join(line + "\r" for line in (key, url, project)),
+    def test_who_reads_lines_that_end_in_backslashes_and_carriage_returns(self):
+        readers = dict(ENV_READERS, sh=lambda text: read_by_shells([text])[0])
+        for left_out, befores in (
+            ((), ("A=1\\", "A=1\\\n", "A=1\n# c\\", "A=1\n# c\\\n", "A=1 \\\\\\\n")),
+            (("sh",), ("A=1\\\r\n",)),
+            (  # to these two, one line, which the backslash continues
+                ("sh", "systemd"),
+                (
+                    "LLAMA_CLOUD_API_KEY=old\\\nLLAMA_AGENTS_PROJECT_ID=p\n",
+                    "LLAMA_CLOUD_API_KEY=old # c\\\nLLAMA_AGENTS_PROJECT_ID=p\n",
+                    "LLAMA_CLOUD_API_KEY='old'\\\nLLAMA_AGENTS_PROJECT_ID=p\nB=2\n",
+                    "LLAMA_CLOUD_API_KEY=a\nA=C:\\dir\\\nLLAMA_CLOUD_API_KEY=b\n",
+                ),
             ),
-            ("\ufeffA=1\n", "\ufeffA=1\n" + key + "\n" + both),
-            # updated where they stand
-            ("LLAMA_CLOUD_API_KEY=a\nB=2\n", key + "\nB=2\n" + both),
-            ("\ufeffLLAMA_CLOUD_API_KEY=a\n", "\ufeff" + key + "\n" + both),
-            (
-                "LLAMA_CLOUD_API_KEY=a\nLLAMA_CLOUD_API_KEY=b\n",
-                key + "\n" + key + "\n" + both,
+            (  # to these two, a carriage return is a line end
+                ("systemd", "python-dotenv"),
+                ("A=1\rB\nC=3\n", "# a\r# b\nLLAMA_CLOUD_API_KEY=a # c\n", "A=1\r\nB=2\n"),
             ),
-            (
-                "export LLAMA_CLOUD_API_KEY=a\n",
-                "export " + "\nexport ".join((key, url, project)) + "\n",
-            ),
-            (
-                "# all\nexport A=1\nexport B='\nC=x\n'\n",
-                "# all\nexport A=1\nexport B='\nC=x\n'\nexport "
-                + "\nexport ".join((key, url, project))
-                + "\n",
-            ),
-            ("export A=1\nB=2\n", "export A=1\nB=2\n" + key + "\n" + both),
-            # a quote that is not closed before something else makes an ordinary line
-            (
-                'LLAMA_CLOUD_API_KEY="llx-old\nOPENAI_API_KEY="sk-1"\n',
-                key + '\nOPENAI_API_KEY="sk-1"\n' + both,
-            ),
-            ("A='x\nLLAMA_CLOUD_API_KEY=a\nB='y'\n", "A='x\n" + key + "\nB='y'\n" + both),
-            # backticks
-            (
-                "A=`one\nLLAMA_CLOUD_API_KEY=a\n`\n",
-                "A=`one\nLLAMA_CLOUD_API_KEY=a\n`\n" + key + "\n" + both,
-            ),
-            ("LLAMA_CLOUD_API_KEY=`a\nb` # c\n", "# c\n" + key + "\n" + both),
-            # a value that a backslash continues goes with its continuation
-            ("LLAMA_CLOUD_API_KEY=a\\\nb\\\nc\nD=1\n", key + "\nD=1\n" + both),
-            ("LLAMA_CLOUD_API_KEY=a\\\n", key + "\n" + both),
-            ("LLAMA_CLOUD_API_KEY=a\\", key + "\n" + url + "\n" + project),
-            ("LLAMA_CLOUD_API_KEY=a\\\\\nb\n", key + "\nb\n" + both),
-            # a hash makes a comment only behind white space
-            ("LLAMA_CLOUD_API_KEY=a # b\n", "# b\n" + key + "\n" + both),
-            ("LLAMA_CLOUD_API_KEY=a#b\n", key + "\n" + both),
-            ("LLAMA_CLOUD_API_KEY='a # b' # c\n", "# c\n" + key + "\n" + both),
-            ("LLAMA_CLOUD_API_KEY=#secret\n", key + "\n" + both),
-            # text inside a quoted value of several lines, and behind it
-            (
-                "A='\n%s\n'\n" % "LLAMA_CLOUD_API_KEY=a",
-                "A='\nLLAMA_CLOUD_API_KEY=a\n'\n" + key + "\n" + both,
-            ),
-            (
-                'A="\\"\n%s\n"\nLLAMA_CLOUD_API_KEY=b\n' % "LLAMA_CLOUD_API_KEY=a",
-                'A="\\"\nLLAMA_CLOUD_API_KEY=a\n"\n' + key + "\n" + both,
-            ),
-            (
-                'A="one \\\ntwo"\nLLAMA_CLOUD_API_KEY=b\n',
-                'A="one \\\ntwo"\n' + key + "\n" + both,
-            ),
-            ("A='\\\n'\nLLAMA_CLOUD_API_KEY=b\n", "A='\\\n'\n" + key + "\n" + both),
-            # an unterminated quote makes an ordinary line
-            ("A='\nLLAMA_CLOUD_API_KEY=a\n", "A='\n" + key + "\n" + both),
-            ('A="\\"\nLLAMA_CLOUD_API_KEY=a\n', 'A="\\"\n' + key + "\n" + both),
-            ('LLAMA_CLOUD_API_KEY="a\nB=2\n', key + "\nB=2\n" + both),
-            # what only looks like one of ours
-            (
-                "#LLAMA_CLOUD_API_KEY=a\nXLLAMA_CLOUD_API_KEY=b\nLLAMA_CLOUD_API_KEY\n",
-                "#LLAMA_CLOUD_API_KEY=a\nXLLAMA_CLOUD_API_KEY=b\nLLAMA_CLOUD_API_KEY\n"
-                + key
-                + "\n"
-                + both,
-            ),
-            (
-                "A=\x00\x85\u2028LLAMA_CLOUD_API_KEY=a\n",
-                "A=\x00\x85\u2028LLAMA_CLOUD_API_KEY=a\n" + key + "\n" + both,
-            ),
-            # mixed line ends: no line too many, the last character is no part of a CRLF
-            ("A=1\r\nB='a\\'\n", "A=1\r\nB='a\\'\n\0".replace("\0", key + "\n" + both)),
         ):
-            with self.subTest(before=before):
-                got = self.updated(before)
-                if (
-                    "\r\nB='a" in before
-                ):  # which line end is new lines' is tested by readers below
-                    got = got[: len(before)] + got[len(before) :].replace("\r\n", "\n")
-                self.assertEqual(after, got)
-
-    def test_a_line_that_is_continued_does_not_swallow_ours(self):
-        wanted = dict(ENV_UNSET, **ENV_NEW)
-        for before in (
-            "A=1\\",
-            "A=1\\\n",
-            "A=1\\\r\n",
-            "A=1\n# c\\",
-            "A=1\n# c\\\n",
-            "A=1 \\\\\\\n",
-        ):
-            after = self.updated(before)
-            self.assertTrue(after.startswith(before))
-            self.assertEqual(after, self.updated(after))
-            for reader, read in ENV_READERS.items():
-                with self.subTest(before=before, reader=reader):
-                    self.assertEqual(wanted, last_values(read(after)), repr(after))
-            with self.subTest(before=before, reader="sh"):
-                known = read_by_shells([after.replace("\r\n", "\n")])[0]
-                self.assertEqual(wanted, known, repr(after))
-
-    def test_a_value_that_a_backslash_continues_is_updated_once_and_for_all(self):
-        # a shell and systemd read two lines as one, python-dotenv and Docker read two
-        for before in (
-            "LLAMA_CLOUD_API_KEY=old\\\nLLAMA_AGENTS_PROJECT_ID=p\n",
-            "LLAMA_CLOUD_API_KEY=old # c\\\nLLAMA_AGENTS_PROJECT_ID=p\n",
-            "LLAMA_CLOUD_API_KEY='old'\\\nLLAMA_AGENTS_PROJECT_ID=p\nB=2\n",
-        ):
-            with self.subTest(before=before):
+            for before in befores:
                 after = self.updated(before)
-                self.assertEqual(after, self.updated(after))
-                for reader in ("python-dotenv", "docker --env-file"):
-                    self.assertEqual(
-                        dict(ENV_UNSET, **ENV_NEW),
-                        last_values(ENV_READERS[reader](after)),
-                        repr(after),
-                    )
+                for reader in set(readers).difference(left_out):
+                    with self.subTest(before, reader=reader):
+                        self.assertEqual(last_values(readers[reader](after)), ENV_READ)
 
-    def test_the_last_assignment_is_new_behind_a_folder_of_windows(self):
-        # to python-dotenv and Docker the backslash is a part of A's value, nothing else
-        after = self.updated("LLAMA_CLOUD_API_KEY=a\nA=C:\\dir\\\nLLAMA_CLOUD_API_KEY=b\n")
-        for reader in ("python-dotenv", "python-dotenv before 1.2.4", "docker --env-file"):
-            with self.subTest(reader=reader):
-                self.assertEqual(
-                    dict(ENV_UNSET, **ENV_NEW),
-                    last_values(ENV_READERS[reader](after)),
-                    repr(after),
-                )
-
-    def test_a_stray_carriage_return_does_not_decide_how_new_lines_end(self):
-        # a shell and Docker know the line feed alone; they could read these files
-        for before in (
-            "A=1\rB\nC=3\n",
-            "# a\r# b\nLLAMA_CLOUD_API_KEY=a # c\n",
-            "A=1\r\nB=2\n",
+    def test_twice_the_length_takes_twice_the_time(self):
+        for start, filler, count, end in (
+            ("LLAMA_CLOUD_API_KEY=", " ", 50000, "x"),
+            ("LLAMA_CLOUD_API_KEY", " ", 50000, ""),
+            ("", " ", 50000, "x"),
+            ("A=b", " ", 50000, "#"),
+            ("A='", "\\", 50000, ""),
+            ("A=", "'", 50000, ""),
+            ("", "export ", 50000, "A=1"),
+            ("", "a", 50000, "=1"),
+            ("A=", "\\", 50000, "\n"),
+            ("A=", '"" ', 50000, "\n"),
+            ('A="', '\\"\n', 300000, '"\n'),
+            ("A='", "\n", 300000, "'\n"),
+            ("", 'A="\\"\n', 30000, ""),
+            ("", "A='\nB=\"\n", 20001, "\"'\n"),
+            ("", "VARIABLE='some value' # and \"a comment\"\n", 40000, ""),
         ):
-            after = self.updated(before)
-            wanted = dict(ENV_UNSET, **ENV_NEW)
-            with self.subTest(before=before):
-                self.assertEqual(wanted, read_by_shells([after])[0], repr(after))
-                self.assertEqual(wanted, last_values(read_as_docker(after)))
-
-    def test_a_huge_file(self):
-        line = "VARIABLE_%d='some value' # and \"a comment\"\n"
-        half = "".join(line % number for number in range(50000))
-        after = self.updated(half + "LLAMA_CLOUD_API_KEY=old\n" + half[:-1])
-        new = [name + "=" + ENV_NEW[name] for name in ENV_NAMES]
-        self.assertEqual("".join((half, new[0], "\n", half, new[1], "\n", new[2])), after)
-
-    def test_a_huge_value_and_a_great_many_open_quotes(self):
-        for text in (
-            'A="' + '\\"\n' * 300000 + '"\n',
-            "A='" + "\n" * 300000 + "'\n",
-            'A="\\"\n' * 30000,
-            "A='\nB=\"\n" * 20001 + "\"'\n",
-        ):
-            after = self.updated(text)
-            self.assertEqual(text, after[: len(text)])
-            self.assertEqual(self.updated(""), after[len(text) :])
-
-    def test_no_line_takes_long(self):
-        """Twice the length takes twice the time, not four times."""
-        for start, filler, end in (
-            ("LLAMA_CLOUD_API_KEY=", " ", "x"),
-            ("LLAMA_CLOUD_API_KEY", " ", ""),
-            ("", " ", "x"),
-            ("A=b", " ", "#"),
-            ("A='", "\\", ""),
-            ("A=", "'", ""),
-            ("", "export ", "A=1"),
-            ("", "a", "=1"),
-            ("A=", "\\", "\n"),
-            ("A=", '"" ', "\n"),
-        ):
-            with self.subTest(start=start, filler=filler, end=end):
-                text = start + filler * 200000 + end
-                started = time.monotonic()
-                self.updated(text)
-                self.assertLess(time.monotonic() - started, 2)
-
-
-ENV_VALUES = (
-    "a",
-    "llx-0.9_/:@%+,=-Z",
-    "$HOME",
-    "${HOME}",
-    "$",
-    "'",
-    '"',
-    "\\",
-    "`id`",
-    "#",
-    "a#b",
-    ";",
-    "&",
-    "a;b&c|d",
-    "(",
-    "~",
-    "~root",
-    "*",
-    "!",
-    "{a,b}",
-    "[x]",
-    "<>",
-    "it's",
-    'say"so"',
-    "a\\n",
-    "\\\\",
-    "it's$HOME",
-    "it's`id`",
-    "it's${HOME}",
-    "\\$HOME",
-    "'\"",
-    "\"'$`\\",
-    "a\\'b",
-    "\\'",
-    "a=b",
-    "=",
-    "-",
-    "--help",
-    "^",
-    "?",
-    "a'\"b",
-    "\\t\\x41",
-    "%n",
-    "@",
-    "'a'",
-    '"a"',
-    "'a",
-    '"a',
-    "$(id)",
-    "a$",
-    "${A:-b}",
-    "'${HOME}",
-    "key\\",
-)
-
-
-OF_NODE = {"Next.js", "Vite", "dotenv for Node.js"}  # whose rules no reader here has
+            with self.subTest(start=start, filler=filler):
+                started = time.process_time()
+                self.updated(start + filler * count + end)
+                self.assertLess(time.process_time() - started, 2)
 
 
 class EnvValues(unittest.TestCase):
     """env_value(): who reads it, and who is named as unable to, is the same."""
 
+    # the value, how it is written, and who misreads that
+    WRITTEN = r"""
+        llx-0.9_/:@%+,=-Z  llx-0.9_/:@%+,=-Z
+        a#b    'a#b'    docker --env-file
+        a\n    'a\n'    docker --env-file
+        \      '\'      docker --env-file, python-dotenv
+        a\     'a\'     docker --env-file, python-dotenv
+        a\\b   'a\\b'   docker --env-file, python-dotenv
+        $A     '$A'     docker --env-file, Next.js, Vite
+        ${A}   '${A}'   docker --env-file, python-dotenv, Next.js, Vite
+        it's   "it's"   docker --env-file
+        '"     "'\""    docker --env-file, dotenv for Node.js
+        \'     "\\'"    docker --env-file, dotenv for Node.js
+        '\     "'\\"    docker --env-file, python-dotenv, dotenv for Node.js
+        '`     "'\`"    docker --env-file, python-dotenv, dotenv for Node.js
+        '$A    "'\$A"   docker --env-file, python-dotenv, Next.js, Vite, dotenv for Node.js
+        '${A}  "'\${A}" docker --env-file, python-dotenv, Next.js, Vite, dotenv for Node.js
+        """
+    VALUES = r"""
+        a llx-0.9_/:@%+,=-Z $HOME ${HOME} $ ' " \ `id` # a#b ; & a;b&c|d ( ~ ~root * ! {a,b}
+        [x] <> it's say"so" a\n \\ it's$HOME it's`id` it's${HOME} \$HOME '" "'$`\ a\'b \'
+        a=b = - --help ^ ? a'"b \t\x41 %n @ 'a' "a" 'a "a $(id) a$ ${A:-b} '${HOME} key\
+        """.split()
+
     def text_of(self, value):
-        lines = ["%s=%s" % (name, llamactl.env_value(value)) for name in ENV_NAMES]
-        return "\n".join(["A=1"] + lines + ['Z="last"', ""])
+        lines = [f"{name}={llamactl.env_value(value)}\n" for name in ENV_NEW]
+        return "A=1\n" + "".join(lines) + 'Z="last"\n'
 
     def values(self):
+        signs = "".join(map(chr, range(33, 127)))
+        yield from itertools.chain(self.VALUES, signs, (f"x{sign}y" for sign in signs))
         rng = random.Random("values")
-        signs = [chr(code) for code in range(33, 127)]
-        short = [
-            "".join(rng.choice("'\"\\$`#{}a") for _ in range(rng.randrange(1, 7)))
-            for _ in range(300)
-        ]
-        return list(ENV_VALUES) + signs + short + ["x" + sign + "y" for sign in signs]
+        for _ in range(300):
+            yield "".join(rng.choice("'\"\\$`#{}a") for _ in range(rng.randrange(1, 7)))
 
-    def test_every_reader_that_is_not_named_reads_it(self):
-        for value in self.values():
-            named = llamactl.unable_readers(value)
-            text = self.text_of(value)
-            wanted = dict.fromkeys(ENV_NAMES, value)
-            for reader, read in ENV_READERS.items():
-                if not any(
-                    reader.startswith(name) or name.startswith(reader) for name in named
-                ):
-                    known = last_values(read(text))
-                    del known[ENV_PROBE]
-                    self.assertEqual(wanted, known, "%s does not read %r" % (reader, text))
-
-    def test_every_reader_that_is_named_cannot_read_it(self):
-        for value in ENV_VALUES:
-            for name in set(llamactl.unable_readers(value)) - OF_NODE:
-                readers = [reader for reader in ENV_READERS if reader.startswith(name[:10])]
-                self.assertTrue(readers, name)
-                known = [
-                    last_values(ENV_READERS[each](self.text_of(value))) for each in readers
-                ]
-                self.assertTrue(
-                    any(one[ENV_NAMES[0]] != value for one in known),
-                    "%s reads %r well" % (name, value),
+    def test_in_quotes_only_where_it_needs_them(self):
+        for row in self.WRITTEN.strip().splitlines():
+            value, written, *readers = row.split(None, 2)
+            with self.subTest(value):
+                self.assertEqual(llamactl.env_value(value), written)
+                self.assertEqual(
+                    ", ".join(llamactl.unable_readers(value)), "".join(readers)
                 )
 
-    def test_a_shell_reads_every_value(self):
-        values = self.values()
-        for value, known in zip(
-            values, read_by_shells([self.text_of(one) for one in values])
-        ):
-            wanted = dict(dict.fromkeys(ENV_NAMES, value), **{ENV_PROBE: "(unset)"})
-            self.assertEqual(wanted, known, value)
+    def test_who_is_named_misreads_it_and_nobody_else(self):
+        for value in self.values():
+            text = self.text_of(value)
+            for reader, read in ENV_READERS.items():
+                found = set(map(read(text).get, ENV_NEW))
+                if reader not in llamactl.unable_readers(value):
+                    self.assertEqual(found, {value}, f"{reader}: {text}")
+                elif value in self.VALUES:
+                    self.assertNotIn(value, found, f"{reader}: {text}")
 
-    def test_a_safe_value_is_bare(self):
-        for value in (
-            "llx-abcXYZ_019",
-            "https://api.cloud.llamaindex.ai",
-            "http://[::1]:8000"[:4],
-            "proj-1.2",
-            "0d5a1e2c-1111-4222-8333-444455556666",
+    def test_a_shell_reads_every_value(self):
+        values = list(self.values())
+        for value, found in zip(
+            values, read_by_shells([self.text_of(value) for value in values])
         ):
-            self.assertEqual(
-                (value, []), (llamactl.env_value(value), llamactl.unable_readers(value))
-            )
+            expected = dict.fromkeys(ENV_NEW, value)
+            self.assertEqual(found, {**ENV_UNSET, **expected})
+
+
+def check_with_libraries():
+    """The tests of YAML and .env, to which these libraries are readers, too."""
+    import logging
+
+    import dotenv
+    import yaml
+    from ruamel.yaml import YAML
+
+    logging.disable()  # python-dotenv tells of each line that it does not understand
+    YAML_READERS["PyYAML (YAML 1.1)"] = yaml.safe_load
+    YAML_READERS["ruamel.yaml (YAML 1.2)"] = YAML(typ="safe", pure=True).load
+    ENV_READERS["python-dotenv"] = lambda text: dotenv.dotenv_values(
+        stream=io.StringIO(text, newline=None)
+    )
+    unittest.main(argv=["readers", "Documents", "EnvText", "EnvValues"])
 
 
 # ========================================================================================
@@ -12984,7 +12054,7 @@ if __name__ == "__main__":
         "demo": demo,
         "sandbox": sandbox,
         "bench": bench,
-        "yaml-readers": check_yaml_with_readers,
+        "readers": check_with_libraries,
         "windows": check_windows,
         "--list": list_tests,
         "--help": show_help,
