@@ -13654,7 +13654,7 @@ Ctrl-C ends it and deletes that folder.""",
 
 # For Windows: arguments, exit code, and a pattern of the output. Stdin is a key each time.
 ON_WINDOWS = r"""
-    --version                                        0    ^llamactl.py [0-9.]+\n$
+    --version                                        0    llamactl.py [0-9.]+\n$
     environments add URL                             0    environment URL is current
     auth token --api-key-file KEY --project alpha    0    llx-demo is current
     auth token --api-key - --project beta            0    Beta
@@ -13682,25 +13682,23 @@ ON_WINDOWS = r"""
 
 def check_windows():
     """The table above, each row a real process of the Windows Python that argv names."""
-    home = tempfile.mkdtemp(prefix="llamactl-windows-")
-
-    def on_windows(*path):
-        return "Z:" + os.path.join(home, *path).replace("/", "\\")
-
-    names = {"KEY": on_windows("key.txt"), "ENV": on_windows("new", ".env")}
-    names["CMD"] = on_windows("say")
-    write_file(os.path.join(home, "key.txt"), SANDBOX_KEY + "\n")
-    say = "@echo from cmd %LLAMA_AGENTS_PROJECT_ID%\n@exit 5\n"
-    write_file(os.path.join(home, "say.cmd"), say)
-    shutil.copy(PROGRAM, os.path.join(home, "llamactl.py"))
     rows = ON_WINDOWS.strip().splitlines()
-    with StandIn(sandbox_cloud()) as stand_in:
-        names["URL"] = stand_in.url
+    with tempfile.TemporaryDirectory() as home, StandIn(sandbox_cloud()) as stand_in:
+
+        def on_windows(*path):
+            return "Z:" + os.path.join(home, *path).replace("/", "\\")
+
+        say = "@echo from cmd %LLAMA_AGENTS_PROJECT_ID%\n@exit 5\n"
+        write_file(os.path.join(home, "say.cmd"), say)
+        write_file(os.path.join(home, "key.txt"), SANDBOX_KEY + "\n")
+        shutil.copy(PROGRAM, home)
+        names = {"KEY": on_windows("key.txt"), "ENV": on_windows("new", ".env")}
+        names.update(CMD=on_windows("say"), URL=stand_in.url)
         for row in rows:
             line, code, pattern = re.split(" {2,}", row.strip(" "))
             words = [names.get(word, word) for word in line.split()]
             returned, shown = run_apart(
-                sys.argv[2:] + ["-I", on_windows("llamactl.py")] + words,
+                sys.argv[2:] + ["-I", on_windows(os.path.basename(PROGRAM))] + words,
                 dict(os.environ, LLAMACTL_CONFIG_DIR=on_windows("conf")),
                 home,
                 f"\ufeff{SANDBOX_KEY}\r\n",
@@ -13708,11 +13706,10 @@ def check_windows():
             pattern = pattern.replace("URL", re.escape(stand_in.url))
             if returned != int(code) or not re.search(pattern, shown):
                 sys.exit(f"$ llamactl {line}\n{shown}(exit {returned})")
-    written = file_bytes(os.path.join(home, "new", ".env"))
-    left = sorted(os.listdir(home + "/new") + os.listdir(home + "/conf"))
-    if b"\r" in written or left != [".env", "profiles.json", "profiles.json.lock"]:
-        sys.exit(f"{written!r} in .env; there are {left}")
-    remove_tree(home)
+        written = file_bytes(os.path.join(home, "new", ".env"))
+        left = sorted(os.listdir(home + "/new") + os.listdir(home + "/conf"))
+        if b"\r" in written or left != [".env", "profiles.json", "profiles.json.lock"]:
+            sys.exit(f"{written!r} in .env; there are {left}")
     print(f"{len(rows) + 1} passed, 0 failed", flush=True)
     return 0
 
