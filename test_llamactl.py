@@ -1354,6 +1354,7 @@ ROOMS = (
     "api,credential,login,takeover,commands,parser,main"
 ).split(",")
 NETWORK_MODULES = {"urllib", "ssl", "http", "socket", "email"}
+SLOW_MODULES = NETWORK_MODULES | {"typing", "hashlib", "getpass"}
 ALLOWED_MODULES = set(
     "argparse contextlib errno json os re stat sys time collections io base64 getpass "
     "warnings webbrowser signal subprocess sqlite3 fcntl msvcrt ssl urllib http socket "
@@ -1419,14 +1420,15 @@ class House(unittest.TestCase):
     def all_of(self, *kinds):
         return [node for node in self.nodes if isinstance(node, kinds)]
 
-    def room(self, node):
-        return self.rooms[max(line for line in self.rooms if line <= node.lineno)]
+    def room(self, number):
+        return self.rooms[max(line for line in self.rooms if line <= number)]
 
     def assert_only(self, table, uses):
-        """Of USES, (room, name), those that match a pattern of TABLE are in its rooms."""
+        """Of USES, (line, name), those that match a pattern of TABLE are in its rooms."""
         for row in table.strip().splitlines():
             rooms, pattern = re.split(" {2,}", row.strip())
-            found = {room for room, name in uses if re.fullmatch(pattern, name)}
+            lines = [line for line, name in uses if re.fullmatch(pattern, name)]
+            found = set(map(self.room, lines))
             with self.subTest(pattern):
                 self.assertTrue(found, "nobody does")
                 self.assertEqual(found - set(rooms.split(",")), set())
@@ -1480,31 +1482,27 @@ class House(unittest.TestCase):
                     self.assertLessEqual(defined.get(name.id, 0), name.lineno, name.id)
 
     def test_who_owns_what(self):
-        calls = {(self.room(call), dotted(call.func)) for call in self.all_of(ast.Call)}
+        calls = [(call.lineno, dotted(call.func)) for call in self.all_of(ast.Call)]
         self.assert_only(OWNED, calls)
-        self.assertNotIn("print", {name for _, name in calls})
-        uses = {(self.room(node), dotted(node)) for node in self.all_of(ast.Attribute)}
+        self.assertNotIn("print", [name for _, name in calls])
+        uses = [(node.lineno, dotted(node)) for node in self.all_of(ast.Attribute)]
         self.assert_only(USED, uses)
 
     def test_only_the_standard_library_and_the_network_only_when_it_is_used(self):
         """In functions of http, but for urllib.parse, which sends nothing."""
-        late = {part for top in self.all_of(ast.FunctionDef) for part in ast.walk(top)}
-        conditions = [node for node in self.tree.body if isinstance(node, ast.If)]
-        (typing,) = [top for top in conditions if dotted(top.test) == "TYPE_CHECKING"]
-        early = set(self.nodes).difference(late, ast.walk(typing))
-        slow = NETWORK_MODULES | {"typing", "hashlib", "getpass"}
-        for node in self.all_of(ast.Import, ast.ImportFrom):
-            modules = [alias.name for alias in node.names]
-            if isinstance(node, ast.ImportFrom):
-                modules = [node.module]
-            packages = {module.partition(".")[0] for module in modules}
-            with self.subTest(line=node.lineno):
-                self.assertLessEqual(packages, ALLOWED_MODULES)
-                if node in early:
-                    self.assertEqual(packages & slow, set())
-                elif node in late and modules != ["urllib.parse"]:
-                    allowed = NETWORK_MODULES if self.room(node) == "http" else set()
-                    self.assertLessEqual(packages & NETWORK_MODULES, allowed)
+        checked_only = self.source.index("\nif TYPE_CHECKING:")
+        statement = r"(?m)^( *)(?:from ([\w.]+) import .+|import ([\w.]+))$"
+        for match in re.finditer(statement, self.source):
+            indent, *modules = match.groups()
+            module = modules[0] or modules[1]
+            package = module.partition(".")[0]
+            room = self.room(self.source.count("\n", 0, match.start()) + 1)
+            with self.subTest(match.group()):
+                self.assertIn(package, ALLOWED_MODULES)
+                if not indent or match.start() < checked_only:
+                    self.assertNotIn(package, SLOW_MODULES)
+                elif module != "urllib.parse" and room not in ("http", "front door"):
+                    self.assertNotIn(package, NETWORK_MODULES)
 
     def test_only_main_and_the_thread_of_an_exchange_catch_everything(self):
         catchers = {
