@@ -2776,16 +2776,16 @@ class Client(ClientValues):
             place += f" by way of {proxy.address} (from {proxy.source})"
         has_begun = threading.Event()
         answers = []  # type: List[Answer]
-        failures = []  # type: List[Failure]
+        failures = []  # type: List[Exception]
 
         def exchange():
             # type: () -> None
             try:
                 request = Request(url, body, headers, method=method)  # noqa: S310
                 answers.append(fetch(request, self.process, proxy, has_begun.set))
-            except Failure as failure:
-                failures.append(failure)
-            except Exception as error:  # the thread that waits raises it
+            except (Failure, ImportError, MemoryError) as error:
+                failures.append(error)  # the thread that waits raises it
+            except Exception as error:
                 failures.append(network_failure(error, place, has_begun.is_set()))
             has_begun.set()
 

@@ -1688,6 +1688,7 @@ print("heavy and new:", *new & set("{heavy}".split()))
                 "",
                 rf"\Aerror: this Python lacks the module {name}; install .*\n\Z",
             )
+        importlib.import_module("urllib.request")  # so that http.client is the thread's
         for name, line in (
             ("difflib", "confg"),
             ("http.client", "projects get"),
