@@ -9506,282 +9506,329 @@ if sqlite3 is None:
 
 
 class Words(CommandCase):
-    EVERY = (
-        "auth token",
-        "auth login",
-        "auth get",
-        "auth use",
-        "auth logout",
-        "auth inject",
-        "auth status",
-        "auth exec",
-        "auth import",
-        "environments get",
-        "environments add",
-        "environments use",
-        "environments delete",
-        "projects get",
-        "projects use",
-        "organizations get",
-        "config",
-        "deployments get",
-    )
-    GROUPS = ("auth", "environments", "projects", "organizations", "deployments")
+    """Commands, options and their help; the tables tell what is typed, and the answer."""
 
-    def test_help_at_each_level(self):
-        for argv in ("", "-h", "--help"):
-            result = self.done(*argv.split())
-            self.assertEqual(result.err, "")
-            for command in self.EVERY:
-                self.assertIn(command + " ", result.out)
-            for code in ("0 ", "1 ", "2 ", "4 ", "5 ", "130 "):
-                self.assertIn(code, result.out)
-        for group in self.GROUPS:
-            for flag in ("-h", "--help"):
-                shown = self.done(group, flag)
-                self.assertEqual(shown.err, "")
-                self.assertIn("llamactl %s" % group, shown.out)
-            self.expect(self.call(group), 2, "", "^error: `%s` needs a command\n" % group)
-        for command in self.EVERY:
-            with self.subTest(command=command):
-                shown = self.done(*command.split() + ["-h"])
-                self.assertEqual(shown.err, "")
-                self.assertIn("llamactl " + command, shown.out)
-                self.assertEqual(self.done("--help", *command.split()).out, shown.out)
-                self.assertRegex(
-                    shown.out,
-                    r"(?s)\neverywhere:\n  -h, .*\n\nexample:\n"
-                    r"  llamactl %s.*\n\nvariables.*:\n  LLAMA" % command,
-                )
-        self.assertEqual(self.done("--version", "--help").out, self.done().out)
+    RENAMED = """
+        auth list           auth get
+        auth switch         auth use
+        auth env            environments get
+        auth project        projects use
+        auth organizations  organizations get
+        auth destroy        auth logout --all
+        destroy             auth logout --all
+        list                auth get
+        env                 environments get
+        project             projects use
+        environments list   environments get
+        deployments list    deployments get
+    """
+    NOT_OFFERED = """
+        agentcore
+        dev
+        dev validate
+        init
+        pkg
+        pkg container
+        serve
+        config destroy
+        config show-db
+        deployments apply
+        deployments create
+        deployments delete
+        deployments edit
+        deployments history
+        deployments logs
+        deployments rollback
+        deployments template
+        deployments update
+    """
+    MISTAKEN = """
+        auth switch main     `auth switch` is now ...                  auth use
+        auth env add x       `auth env` is now ...                     environments get
+        switch main          there is no command `switch main`         auth use
+        env list             there is no command `env list`            environments get
+        init --template x    `init x` is not offered ...               --help
+        deployments logs x   `deployments logs` is not offered ...     --help
+        deployments logs -f  `deployments logs` is not offered ...     --help
+        auth tokn            there is no command `auth tokn`           auth token
+        auht login           there is no command `auht login`          auth login
+        auth get-all         there is no command `auth get-all`        auth get
+        project use          there is no command `project use`         projects use
+        deployment get       there is no command `deployment get`      deployments get
+        confg                there is no command `confg`               config
+        whoami               there is no command `whoami`              auth status
+        xyzzy                there is no command `xyzzy`               --help
+        auth get -o xml      ...-o/--output: ...text...json...yaml...  auth get --help
+        auth get -o          ...-o/--output: ...                       auth get --help
+        auth get --nmae x    unknown option --nmae                     auth get --help
+        auth get a b         one argument too many: b                  auth get --help
+        auth token --proj x  ...--proj; did you mean --project?        auth token --help
+        auth inject --env x  ...--env; did you mean --env-file?        auth inject --help
+        auth get --out json  ...--out; did you mean --output?          auth get --help
+        --bogus              unknown option --bogus                    --help
+    """
+    EMPTY = """
+        auth get ''                  name is empty          auth get --help
+        auth use ''                  name is empty          auth use --help
+        auth logout ''               name is empty          auth logout --help
+        auth status ''               name is empty          auth status --help
+        auth status --profile ''     profile is empty       auth status --help
+        auth exec '' -- /nowhere     name is empty          auth exec --help
+        auth token --api-key ''      api-key is empty       auth token --help
+        auth token --api-key-file=   api-key-file is empty  auth token --help
+        auth token --project ''      project is empty       auth token --help
+        auth token --name ''         name is empty          auth token --help
+        auth login --name ''         name is empty          auth login --help
+        auth login --org=            org is empty           auth login --help
+        auth inject --env-file ''    env-file is empty      auth inject --help
+        environments use ''          url is empty           environments use --help
+        environments add ''          url is empty           environments add --help
+        projects use ''              id is empty            projects use --help
+        projects get --org ''        org is empty           projects get --help
+        config --profile=            profile is empty       config --help
+        deployments get --project=   project is empty       deployments get --help
+    """
 
-    def test_a_format_is_taken_in_any_letter_case(self):
-        for word in ("-o JSON", "-o Json", "-o YAML", "--output=Yaml", "-o TEXT"):
-            with self.subTest(word):
-                self.with_profile()
-                shown = self.done(f"projects get {word}").out
-                self.assertEqual(shown, self.done(f"projects get {word.lower()}").out)
+    def refused(self, table):
+        """Each row: what is typed, the error, the hint."""
+        for row in table.strip().splitlines():
+            typed, message, hint = re.split(" {2,}", row.strip())
+            self.play(f"$ llamactl {typed}\nerror: {message}\nhint: llamactl {hint}\n[2]")
 
-    def test_help_groups_the_options_and_tells_of_variables_that_count(self):
-        shown = self.done("auth", "token", "-h").out
-        self.assertEqual(
-            re.findall(r"(?m)^([a-z]+).*:$", shown),
-            ["credential", "choice", "how", "everywhere", "example", "variables"],
-        )
-        self.assertRegex(
-            shown, r"(?s)credential:\n  --api-key-file .*\n\nchoice:\n  --project[ ,]"
-        )
-        self.assertIn(
-            "\n  llamactl auth token --api-key-file /run/secrets/llama --project ID\n",
-            shown,
-        )
-        self.assertIn(
-            "\nvariables (none of them supplies a credential):\n  LLAMACTL_CONFIG_DIR",
-            shown,
-        )
-        self.assertNotIn("LLAMA_CLOUD", shown)
-        self.assertIn("LLAMA_CLOUD_API_KEY ", self.done("deployments", "get", "-h").out)
-
-    def test_help_says_why_a_key_on_the_command_line_is_the_worse_way(self):
-        text = " ".join(self.done("auth", "token", "-h").out.split())
-        self.assertRegex(text, "(?i)--api-key KEY.*(processes|history)")
-        for name in (
-            "LLAMA_CLOUD_API_KEY",
-            "LLAMA_AGENTS_PROJECT_ID",
-            "LLAMA_CLOUD_BASE_URL",
-            "LLAMA_CLOUD_USE_PROFILE",
-        ):
-            self.assertIn(name, self.done("-h").out)
-
-    def test_version(self):
-        for argv in (["--version"], ["--quiet", "--version"]):
-            shown = self.done(*argv)
-            self.assertRegex(shown.out, r"^\S+ %s\n$" % re.escape(llamactl.__version__))
-            self.assertEqual(shown.err, "")
-
-    def test_words_of_older_releases(self):
-        self.failures(
-            (
-                ("auth list", 2, "auth list", "llamactl auth get"),
-                ("auth switch", 2, "auth switch", "llamactl auth use"),
-                ("auth switch main", 2, "auth switch", "llamactl auth use"),
-                ("auth env", 2, "auth env", "llamactl environments"),
-                ("auth env add https://a.example", 2, "auth env", "llamactl environments"),
-                ("auth project", 2, "auth project", "llamactl projects use"),
-                (
-                    "auth organizations",
-                    2,
-                    "auth organizations",
-                    "llamactl organizations get",
-                ),
-                ("auth destroy", 2, "auth destroy", "llamactl auth logout --all"),
-                ("destroy", 2, "destroy", "llamactl auth logout --all"),
-                ("list", 2, "list", "llamactl auth get"),
-                ("switch main", 2, "switch", "llamactl auth use"),
-                ("env", 2, "env", "llamactl environments get"),
-                ("env list", 2, "env list", "llamactl environments get"),
-                ("project", 2, "project", "llamactl projects use"),
-                ("environments list", 2, "environments list", "llamactl environments get"),
-                ("deployments list", 2, "deployments list", "llamactl deployments get"),
-            )
-        )
+    def test_words_of_older_releases_lead_to_those_of_today(self):
+        for row in self.RENAMED.strip().splitlines():
+            typed, today = re.split(" {2,}", row.strip())
+            self.refused(f"{typed}  `{typed}` is now `{today}`  {today}")
 
     def test_commands_of_the_official_client_that_are_not_offered(self):
-        for words in (
-            "serve",
-            "init",
-            "init --template x",
-            "deployments apply",
-            "deployments create",
-            "deployments apply -f x.yml",
-            "deployments delete x",
-            "deployments edit x",
-            "deployments logs x",
-            "deployments history",
-            "deployments update x",
-            "pkg container",
-            "dev validate",
-            "config destroy",
-            "config show-db",
-        ):
-            with self.subTest(words=words):
-                self.expect_failure(self.call(*words.split()), 2, "not offered")
+        for row in self.NOT_OFFERED.strip().splitlines():
+            message = f"`{row.strip()}` is not offered here; use the official client"
+            self.refused(f"{row}  {message}  --help")
 
-    def test_mistyped(self):
-        self.failures(
-            (
-                ("auth tokn", 2, "auth tokn", "llamactl auth token"),
-                ("auht login", 2, "auht", "llamactl auth login"),
-                ("auth get-all", 2, "auth get-all", "llamactl"),
-                ("project use", 2, "project use", "llamactl projects use"),
-                ("deployment get", 2, "deployment get", "llamactl deployments get"),
-                ("confg", 2, "confg", "llamactl config"),
-                ("xyzzy", 2, "xyzzy", "llamactl --help"),
-                ("auth get -o xml", 2, "text.*json.*yaml", "auth get --help"),
-                ("auth get -o", 2, "-o", "auth get --help"),
-                ("auth get --nmae x", 2, "--nmae", "auth get --help"),
-                ("auth get a b", 2, "argument", "auth get --help"),
-                ("auth token --proj x", 2, "--proj", "auth token --help"),
-                ("auth inject --env x", 2, "--env", "auth inject --help"),
-                ("auth get --out json", 2, "--out", "auth get --help"),
-                ("--bogus", 2, "--bogus", "llamactl --help"),
-            )
-        )
+    def test_a_slip_is_told_what_it_looks_like(self):
+        self.refused(self.MISTAKEN)
 
     def test_an_empty_value_is_none(self):
         self.with_profile()
         before = self.store_text()
-        for words, flags in (
-            ("auth get", [""]),
-            ("auth use", [""]),
-            ("auth logout", [""]),
-            ("auth status", [""]),
-            ("auth status", ["--profile", ""]),
-            ("auth exec", ["", "--", "/nowhere"]),
-            ("auth token", ["--api-key", ""]),
-            ("auth token", ["--api-key-file", ""]),
-            ("auth token", ["--project", ""]),
-            ("auth login", ["--name", ""]),
-            ("auth login", ["--org="]),
-            ("auth inject", ["--env-file", ""]),
-            ("environments use", [""]),
-            ("environments add", [""]),
-            ("projects use", [""]),
-            ("projects get", ["--org", ""]),
-            ("config", ["--profile="]),
-            ("deployments get", ["--project", ""]),
-        ):
-            with self.subTest(words=words, flags=flags):
-                self.expect_failure(
-                    self.call(*words.split() + flags),
-                    2,
-                    "is empty",
-                    "llamactl %s --help" % words,
-                )
+        self.refused(self.EMPTY)
         self.assertEqual(self.store_text(), before)
+
+    def test_help_of_the_program(self):
+        shown = self.play("""
+            $ llamactl
+            usage: llamactl COMMAND [options]
+
+            ...
+
+            commands:
+            auth token ...
+            auth login ...
+            auth get ...
+            auth use ...
+            auth logout ...
+            auth inject ...
+            auth status ...
+            auth exec ...
+            auth import ...
+            environments get ...
+            environments add ...
+            environments use ...
+            environments delete ...
+            projects get ...
+            projects use ...
+            organizations get ...
+            deployments get ...
+            config ...
+            completion ...
+
+            everywhere:
+            ...
+            -V, --version ...
+
+            examples:
+            llamactl auth token ...
+            ...
+
+            variables (a key and a project beat the current profile):
+            LLAMA_CLOUD_API_KEY ...
+            ...
+            LLAMA_AGENTS_PROJECT_ID ...
+            LLAMA_CLOUD_BASE_URL ...
+            LLAMA_CLOUD_USE_PROFILE ...
+            ...
+
+            exit codes: 0 done, 1 failed, 2 ..., 4 ...
+            ... 5 ... 126 and 127 ...
+            ... 129, 130 and 143 interrupted
+        """)
+        for words in ("-h", "--help", "--version --help", "--quiet", "--native-tls"):
+            self.assertEqual(self.done(words), shown)
+
+    def test_help_of_each_command_and_each_group(self):
+        commands = re.findall("(?m)^  ([a-z]+(?: [a-z]+)?)  +[A-Z]", self.done().out)
+        groups = {words.split()[0] for words in commands if " " in words}
+        self.assertEqual((len(commands), len(groups)), (19, 5))
+        for words in commands:
+            shown = self.play(f"""
+                $ llamactl {words} -h
+                usage: llamactl {words} ...
+                ...
+
+                everywhere:
+                -h, --help ...
+                ...
+
+                example:
+                llamactl {words} ...
+
+                variables...:
+                LLAMA...
+                ...
+            """)
+            self.assertEqual(shown.err, "")
+            for typed in (f"--help {words}", f"help {words}", f"{words} help"):
+                self.assertEqual(self.done(typed), shown)
+        for group in groups:
+            shown = self.play(f"""
+                $ llamactl {group}
+                error: `{group}` needs a command
+                ...
+                [2]
+                $ llamactl {group} -h
+                usage: llamactl {group} COMMAND [options]
+                ...
+            """)
+            self.assertEqual(shown.err, "")
+            self.assertEqual(self.done(f"{group} --help"), shown)
+
+    def test_help_groups_the_options_and_tells_of_variables_that_count(self):
+        shown = self.play("""
+            $ llamactl deployments get -h
+            ...
+            variables (a key and a project beat the current profile):
+            LLAMA_CLOUD_API_KEY ...
+            ...
+            $ llamactl auth token -h
+            usage: llamactl auth token [--api-key-file PATH] [--api-key KEY] ...
+            ...
+
+            Create a profile ...
+
+            credential:
+            --api-key-file PATH ...
+            --api-key KEY ...it shows in
+            the process list and in the shell's history, ...
+            ...
+
+            choice:
+            --project...--project-id ID
+            ...
+            --org ID ...
+            --name NAME ...
+
+            how:
+            --no-verify ...
+
+            everywhere:
+            -h, --help ...
+            --quiet ...
+
+            example:
+            llamactl auth token --api-key-file /run/secrets/llama --project ID
+
+            variables (none of them supplies a credential):
+            LLAMACTL_CONFIG_DIR ...
+        """)
+        self.assertNotIn("LLAMA_CLOUD", shown.out)
+
+    def test_version(self):
+        for words in ("--version", "-V", "version", "--quiet --version"):
+            self.play(f"$ llamactl {words}\nllamactl.py {llamactl.__version__}")
+
+    def test_a_format_is_taken_in_any_letter_case(self):
+        self.with_profile()
+        for word in ("-o JSON", "-o Json", "-o YAML", "--output=Yaml", "-o TEXT"):
+            with self.subTest(word):
+                shown = self.done(f"projects get {word}")
+                self.assertEqual(shown, self.done(f"projects get {word.lower()}"))
 
     def test_two_profiles_are_not_named_at_once(self):
         self.with_profile()
-        self.done("auth", "status", "main", "--profile", "main")
-        self.failures(
-            (
-                ("auth status main --profile b", 2, "NAME and --profile", None),
-                ("auth exec main --profile b -- /nowhere", 2, "NAME and --profile", None),
-            )
-        )
+        self.done("auth status main --profile main")
+        self.play("""
+            $ llamactl auth status main --profile b
+            error: NAME and --profile name different profiles
+            [2]
+            $ llamactl auth exec main --profile b -- /nowhere
+            error: NAME and --profile ...
+            [2]
+        """)
 
     def test_options_may_stand_before_the_words(self):
         for words, (_, options, _) in llamactl.read_commands().items():
             for _, flags, settings in llamactl.read_options(options.split()):
                 for flag in flags if flags[0].startswith("-") else ():
                     given = [flag, "config"] if "metavar" in settings else [flag]
-                    with self.subTest(words=words, flag=flag):
-                        self.assertEqual(
-                            llamactl.split_command(given + words.split()), (words, given)
-                        )
+                    with self.subTest(words, flag=flag):
+                        found = llamactl.split_command(given + words.split())
+                        self.assertEqual(found, (words, given))
 
     def test_options_that_are_accepted_everywhere(self):
         self.with_profile()
-        lines = (
-            "auth get",
-            "auth use main",
-            "auth inject --env-file %s/.env" % self.home,
-            "auth status",
-            "environments get",
-            "environments add " + self.url,
-            "environments use " + self.url,
-            "projects get",
-            "projects use proj-alpha",
-            "organizations get",
-            "config",
-            "deployments get invoices",
-            "auth token --api-key %s --project proj-alpha" % KEY,
-            "auth login --start -o json",
-            "auth logout main",
-            "--version",
-            "",
-        )
-        for line in lines:
-            with self.subTest(line=line):
-                store = self.store_text()
-                plain = self.done(*line.split())
-                for argv in (
-                    ["--native-tls"] + line.split(),
-                    line.split() + ["--native-tls"],
-                    ["--quiet"] + line.split(),
-                    line.split() + ["--quiet"],
-                ):
-                    with open(self.store_path, "w") as file:
-                        file.write(store)
-                    result = self.done(*argv)
-                    if "--start" not in line:
-                        self.assertEqual(result.out, plain.out)
-                    if "--quiet" in argv:
-                        self.assertEqual(result.err, "")
+        for words in f"""
+            auth get
+            auth use main
+            auth inject --env-file {self.home}/.env
+            auth status
+            environments get
+            environments add {self.url}
+            environments use {self.url}
+            projects get
+            projects use proj-alpha
+            organizations get
+            config
+            deployments get invoices
+            auth token --api-key {KEY} --project proj-alpha
+            auth login --start
+            auth logout main
+            --version
+        """.strip().splitlines():
+            words = words.strip()
+            store = self.store_text()
+            with self.subTest(words):
+                plain = self.done(words)
+                for option in ("--native-tls", "--quiet"):
+                    for typed in (f"{option} {words}", f"{words} {option}"):
+                        with open(self.store_path, "w") as file:
+                            file.write(store)
+                        result = self.done(typed)
+                        if "--start" not in words:  # each login has its code
+                            self.assertEqual(result.out, plain.out)
+                        if option == "--quiet":
+                            self.assertEqual(result.err, "")
 
     def test_profile_is_accepted_wherever_a_credential_is_used(self):
         self.with_profile()
-        for line in (
-            "auth inject",
-            "auth status",
-            "auth exec -- env",
-            "projects get",
-            "projects use proj-alpha",
-            "organizations get",
-            "config",
-            "deployments get",
-        ):
-            with self.subTest(line=line):
-                words = line.split()
-                for argv in (
-                    words[:1] + ["--profile", "nope"] + words[1:],
-                    ["--profile=nope"] + words,
-                ):
-                    self.expect_failure(self.call(*argv), 1, "nope.*main")
+        for words in (
+            "auth inject|auth status|auth exec -- env|projects get|projects use proj-alpha|"
+            "organizations get|config|deployments get"
+        ).split("|"):
+            first, _, rest = words.partition(" ")
+            self.play(f"""
+                $ llamactl --profile=nope {words}
+                error: ...nope...main
+                ...
+                [1]
+                $ llamactl {first} --profile nope {rest}
+                error: ...nope...main
+                ...
+                [1]
+            """)
 
 
 class Completion(CommandCase):
-    """The scripts, in the shells themselves."""
+    """The words that may come next, and the scripts, in the shells themselves."""
 
     # each prints what the shell offers behind the words of its arguments, or of $LINE
     ASK = {
@@ -9793,60 +9840,79 @@ class Completion(CommandCase):
             eval "$(llamactl completion zsh)"; words=("$@"); CURRENT=$#; _llamactl""",
         "fish": 'llamactl completion fish | source; complete -C "$LINE"',
     }
-    TABLE = (
-        (["auth", "log"], ["login", "logout"]),
-        (["conf"], ["config"]),
-        (["projects", ""], ["get", "use"]),
-        (["auth", "logout", "--"], ["--all", "--help", "--quiet", "--yes"]),
-        (["auth", "use", ""], ["--help", "--quiet", "dev@example.com", "main"]),
-        (["auth", "inject", "--profile", ""], ["dev@example.com", "main"]),
-        (["auth", "use", "dev@"], ["dev@example.com"]),
-        (["nonsense", ""], []),
-    )
+    NAMES = "main|dev@example.com|$(touch owned)|a b|`touch owned`|-x|\u00e9".split("|")
 
     def setUp(self):
         super().setUp()
-        names = [
-            "main",
-            "dev@example.com",
-            "$(touch owned)",
-            "a b",
-            "`touch owned`",
-            "-x",
-            "\u00e9",
-        ]
         profile = {"auth_type": "token", "api_key": KEY, "project_id": "p"}
-        self.write_store(dict.fromkeys(names, profile), "main")
-        tools = os.path.join(self.home, "bin")
-        os.mkdir(tools)
-        command = os.path.join(tools, "llamactl")
-        with open(command, "w") as file:
-            file.write(
-                '#!/bin/sh\nexec %s "$@"\n' % " ".join(map(shlex.quote, PYTHON + [PROGRAM]))
-            )
-        os.chmod(command, 0o755)
-        self.env["PATH"] = tools + os.pathsep + os.environ["PATH"]
+        self.write_store(dict.fromkeys(self.NAMES, profile), "main")
 
-    def offered(self, shell, words):
+    def test_the_next_words(self):
+        self.play("""
+            $ llamactl completion words -- auth log
+            login
+            logout
+            $ llamactl completion words -- conf
+            config
+            $ llamactl completion words -- projects ''
+            get
+            use
+            $ llamactl completion words -- auth logout --
+            --all
+            --help
+            --quiet
+            --yes
+            $ llamactl completion words -- auth use ''
+            --help
+            --quiet
+            dev@example.com
+            main
+            $ llamactl completion words -- auth inject --profile ''
+            dev@example.com
+            main
+            $ llamactl completion words -- nonsense ''
+            $ llamactl completion
+            error: name a shell: bash, zsh or fish
+            [2]
+            $ llamactl completion tcsh
+            error: name a shell: ...
+            [2]
+        """)
+
+    def offered(self, shell, typed):
         options = ["-f", "-c"] if shell == "zsh" else ["-c"]  # without anybody's settings
-        process = subprocess.Popen(
-            [shell] + options + [self.ASK[shell], shell, "llamactl"] + words,
-            env=dict(self.env, LINE=" ".join(["llamactl"] + words)),
+        line = f"llamactl {typed}"
+        process = subprocess.run(
+            [shell] + options + [self.ASK[shell], shell] + line.split(" "),
+            env=dict(self.env, LINE=line),
             cwd=self.home,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
         )
-        out, err = process.communicate(timeout=30)
-        self.assertEqual((process.returncode, err), (0, b""))
-        return sorted(line for line in out.decode("utf-8").splitlines() if line)
+        self.assertEqual((process.returncode, process.stderr), (0, b""))
+        return sorted(process.stdout.decode("utf-8").split())
 
     def check(self, shell):
         if not shutil.which(shell):
-            self.skipTest("there is no %s here" % shell)
-        for words, expected in self.TABLE:
-            with self.subTest(words=words):
-                self.assertEqual(self.offered(shell, words), expected)
-        self.assertFalse(os.path.exists(os.path.join(self.home, "owned")))
+            self.skipTest(f"there is no {shell} here")
+        command = os.path.join(self.home, "bin", "llamactl")
+        os.mkdir(os.path.dirname(command))
+        with open(command, "w") as file:
+            program = " ".join(map(shlex.quote, PYTHON + [PROGRAM]))
+            file.write(f'#!/bin/sh\nexec {program} "$@"\n')
+        os.chmod(command, 0o755)
+        self.env["PATH"] = os.path.dirname(command) + os.pathsep + os.environ["PATH"]
+        for typed, words in (
+            ("auth log", ["login", "logout"]),
+            ("auth use ", ["--help", "--quiet", "dev@example.com", "main"]),
+            ("auth use dev@", ["dev@example.com"]),
+            ("nonsense ", []),
+        ):
+            with self.subTest(typed):
+                self.assertEqual(self.offered(shell, typed), words)
+        self.assertNotIn("owned", os.listdir(self.home))
 
     def test_in_bash(self):
         self.check("bash")
@@ -9857,143 +9923,164 @@ class Completion(CommandCase):
     def test_in_fish(self):
         self.check("fish")
 
-    def test_without_a_shell(self):
-        for argv in ("completion", "completion tcsh"):
-            self.expect_failure(self.call(*argv.split()), 2, "bash, zsh or fish")
-
 
 class Advice(CommandCase):
     """What comes next, said where it helps."""
 
     def test_the_next_command(self):
-        use = ["environments", "use", self.url]
-        for current, profiles, words in (
-            (None, {}, "next: llamactl auth login, or llamactl auth token\n"),
-            (None, {"a": {"auth_type": "token"}}, "next: llamactl auth use NAME\n"),
-            ("a", {"a": {"auth_type": "token"}}, "profile a\n"),
+        for profiles, current, advice in (
+            ({}, None, "next: llamactl auth login, or llamactl auth token"),
+            ({"a": {"auth_type": "token"}}, None, "next: llamactl auth use NAME"),
+            ({"a": {"auth_type": "token"}}, "a", "profile a"),
         ):
-            with self.subTest(current=current, profiles=list(profiles)):
-                self.write_store(profiles, current)
-                told = self.done(*use).err
-                self.assertEqual(told, "environment %s is current; %s" % (self.url, words))
-        token = ["auth", "token", "--api-key", KEY, "--project", "Alpha"]
-        for argv in (token, ["auth", "login", "--project", "Alpha"]):
-            self.assertRegex(self.done(*argv).err, "\nnext: llamactl auth inject, or .*\n$")
+            self.write_store(profiles, current)
+            self.play(f"""
+                $ llamactl environments use {self.url}
+                environment {self.url} is current; {advice}
+            """)
+        self.play(f"""
+            $ llamactl auth token --api-key {KEY} --project Alpha
+            ...
+            next: llamactl auth inject, or llamactl auth exec -- COMMAND
+            $ llamactl auth login --project Alpha
+            ...
+            next: llamactl auth inject, or llamactl auth exec -- COMMAND
+        """)
 
     def test_how_many_profiles_are_to_be_deleted(self):
-        for count, words in ((1, "Delete 1 profile and"), (3, "Delete 3 profiles and")):
-            profile = {"auth_type": "token", "api_key": KEY, "project_id": "p"}
-            self.write_store(dict.fromkeys("abc"[:count], profile))
-            for answer, left in ((b"n\n", count), (b"y\n", 0)):
-                result = self.call("auth", "logout", "--all", stdin=answer, terminal=True)
-                self.assertIn(words, result.err)
-                self.assertEqual((result.code, len(self.profiles())), (left > 0, left))
+        for names, count in (("a", "1 profile"), ("abc", "3 profiles")):
+            self.write_store(dict.fromkeys(names, {"auth_type": "token"}))
+            question = f"Delete {count} and, for logins, their API keys? [y/N]"
+            self.answer(b"n\n", f"{question} error: nothing was deleted\n[1]")
+            self.assertEqual(list(self.profiles()), list(names))
+            self.answer(b"y\n", f"{question} profile a deleted\n...")
+            self.assertEqual(self.profiles(), {})
 
-    def test_a_key_for_the_dash_is_typed_at_a_terminal_and_read_elsewhere(self):
-        for argv in (
-            ["auth", "token", "--api-key", "-", "--project", "proj-beta"],
-            ["auth", "token", "--api-key-file", "-", "--project", "beta"],
-            ["auth", "token", "--no-verify", "--api-key", "-", "--project", "proj-beta"],
-        ):
-            with self.subTest(argv=argv):
+    def answer(self, typed, shown):
+        transcript = f"$ llamactl auth logout --all\n{shown}"
+        self.play(transcript, stdin=typed, terminal=True)
+
+    def test_a_key_for_the_dash_is_typed_where_somebody_can(self):
+        with unittest.mock.patch("getpass.getpass", return_value=KEY) as ask:
+            for flags in ("--api-key -", "--api-key-file -", "--no-verify --api-key -"):
                 self.write_store({})
-                self.done(*argv, stdin=KEY.encode("ascii"))
-                self.assertEqual(self.profiles()["llx-wxyz"]["project_id"], "proj-beta")
-                self.write_store({})
-                shown = self.pty(argv, [("API key: ", KEY.encode("ascii") + b"\n")])
-                self.assertEqual((shown.code, len(self.profiles())), (0, 1), shown.out)
-        argv = ["auth", "exec", "--api-key-file", "-", "--project", UNSEEN, "--", "env"]
+                self.done(f"auth token {flags} --project proj-beta", terminal=True)
+                self.assertEqual(self.profiles()["llx-wxyz"]["api_key"], KEY)
+        self.assertEqual({call[0][0] for call in ask.call_args_list}, {"API key: "})
+
+    def test_a_key_for_the_dash_is_read_where_nobody_can_type(self):
+        command = f"auth exec --api-key-file - --project {UNSEEN} -- env"
         env = {"LLAMA_CLOUD_BASE_URL": NOWHERE}
-        shown = self.process(*argv, stdin=KEY.encode("ascii"), env=env, sings=True)
-        self.assertEqual(shown.code, 0, shown.err)
-        self.assertIn("LLAMA_CLOUD_API_KEY=" + KEY, shown.out)
+        result = self.process(command, stdin=KEY.encode(), env=env, sings=True)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn(f"LLAMA_CLOUD_API_KEY={KEY}\n", result.out)
 
     def test_a_complaint_about_an_answer_stands_above_the_question(self):
         self.cloud.projects = [
-            {"project_id": "p-%d" % n, "project_name": "Project %d" % n} for n in range(40)
+            {"project_id": f"p-{number}", "project_name": f"Project {number}"}
+            for number in range(40)
         ]
-        argv = ["auth", "token", "--api-key", KEY]
-        shown = self.pty(argv, [("name: ", b"zzz\n"), ("name: ", b"p-7\n")])
-        self.assertIn("zzz is not on the list (1 to 20)\nProject, by number", shown.out)
-        self.assertEqual(shown.code, 0, shown.out)
+        self.play(
+            f"""
+            $ llamactl auth token --api-key {KEY}
+            ...
+            zzz is not on the list (1 to 20)
+            Project, by number or name: profile llx-wxyz is current, project ...(p-7)
+            next: ...
+            """,
+            stdin=b"zzz\np-7\n",
+            terminal=True,
+        )
 
 
 class StraySecrets(CommandCase):
-    def test_a_secret_in_the_wrong_place_is_not_echoed(self):
-        secret, plain = OTHER_KEY, "CANARY-with-no-prefix"
-        table = (
-            ["auth", "token", plain],
-            ["auth", "token", "--api-kye=" + plain],
-            ["auth", "token", "--api-kye", plain],
-            ["auth", "token", "--no-verify=" + plain],
-            ["auth", "token", secret],
-            ["auth", "token", "--", secret],
-            ["auth", "token", "--api-kye=" + secret],
-            ["auth", "token", "--api-kye", secret],
-            ["auth", "token", "--api-key" + secret],
-            ["auth", "token", "--apikey:" + secret],
-            ["auth", "token", "-k" + secret],
-            ["auth", "token", "-k", secret],
-            ["auth", "token", "--no-verify=" + secret],
-            ["auth", "token", "--quiet=" + secret],
-            ["auth", "get", "-o", secret],
-            ["auth", "get", "--output=" + secret],
-            ["auth", "login", secret],
-            ["auth", "inject", secret],
-            ["--api-key=" + secret],
-            ["auth", secret],
-            ["auth", "tokn", secret],
-            ["auth", "tokn", "--api-key", secret],
-            [secret],
-            ["token", secret],
-            ["auth", "use", secret],
-            ["auth", "get", secret],
-            ["--profile", secret, "projects", "get"],
-            ["projects", "get", secret],
-            ["environments", "add", secret],
-            ["environments", "use", "https://" + secret + "@llama.example"],
-        )
+    """A key in the wrong place is not echoed."""
+
+    SECRET = "s3cr3t-of-20-letters"
+    SHORT = "s3cr3t-of-19-letter"
+
+    def setUp(self):
+        super().setUp()
         self.with_profile()
-        for argv in table:
-            with self.subTest(argv=argv):
-                result = self.call(*argv)
-                self.assertNotIn("canary", (result.out + result.err).lower())
+
+    def test_a_key_in_the_wrong_place_is_not_echoed(self):
+        for words in f"""
+            auth token CANARY-with-no-prefix
+            auth token --api-kye=CANARY-with-no-prefix
+            auth token --api-kye CANARY-with-no-prefix
+            auth token --no-verify=CANARY-with-no-prefix
+            auth token {OTHER_KEY}
+            auth token -- {OTHER_KEY}
+            auth token --api-kye={OTHER_KEY}
+            auth token --api-kye {OTHER_KEY}
+            auth token --api-key{OTHER_KEY}
+            auth token --apikey:{OTHER_KEY}
+            auth token -k{OTHER_KEY}
+            auth token -k {OTHER_KEY}
+            auth token --no-verify={OTHER_KEY}
+            auth token --quiet={OTHER_KEY}
+            auth get -o {OTHER_KEY}
+            auth get --output={OTHER_KEY}
+            auth login {OTHER_KEY}
+            auth inject {OTHER_KEY}
+            --api-key={OTHER_KEY}
+            auth {OTHER_KEY}
+            auth tokn {OTHER_KEY}
+            auth tokn --api-key {OTHER_KEY}
+            {OTHER_KEY}
+            token {OTHER_KEY}
+            auth use {OTHER_KEY}
+            auth get {OTHER_KEY}
+            --profile {OTHER_KEY} projects get
+            projects get {OTHER_KEY}
+            environments add {OTHER_KEY}
+            environments use https://{OTHER_KEY}@llama.example
+        """.strip().splitlines():
+            with self.subTest(words):
+                result = self.call(words.strip())
                 self.assertIn(result.code, (1, 2))
-                self.assertRegex(result.err, "error: ")
+                self.assertRegex(result.err, "^error: ")
+                self.assertNotIn("canary", (result.out + result.err).lower())
         self.assertEqual(list(self.profiles()), ["main"])
 
     def test_a_long_word_is_not_quoted(self):
         """It may be a secret of any kind; what is short, or a UUID, is a slip."""
-        self.with_profile()
-        uuid = "0d5a1e2c-1111-4222-8333-444455556666"
-        for word, quoted in (
-            ("s3cr3t-of-20-letters", False),
-            ("s3cr3t-of-19-letter", True),
-            ("x" * 500, False),
-        ):
-            for argv in (
-                ["auth", word],
-                [word],
-                ["auth", "get", word],
-                ["auth", "use", word],
-                ["auth", "logout", word],
-                ["projects", "get", word],
-                ["projects", "use", word],
-                ["auth", "status", word],
-                ["environments", "add", word],
-                ["environments", "use", word],
-                ["deployments", "get", word],
-                ["auth", "--" + word],
-            ):
-                with self.subTest(argv=argv):
-                    result = self.call(*argv)
+        for words in (
+            "auth|auth get|auth use|auth logout|auth status|projects get|projects use|"
+            "deployments get|environments add|environments use"
+        ).split("|"):
+            for word in (self.SHORT, self.SECRET, "x" * 500):
+                with self.subTest(words, word=word):
+                    result = self.call(words, word)
                     self.assertIn(result.code, (1, 2))
-                    never = argv[0] == "environments" or argv[-1].startswith("--")
-                    self.assertEqual(word in result.err, quoted and not never, result.err)
-        self.assertIn(uuid, self.call("projects", "use", uuid).err)
+                    quoted = word == self.SHORT and not words.startswith("environments")
+                    self.assertEqual(word in result.err, quoted, result.err)
+        self.play(f"""
+            $ llamactl {self.SHORT}
+            error: ...`{self.SHORT}`
+            hint: ...
+            [2]
+            $ llamactl {self.SECRET}
+            error: ...`********`
+            hint: ...
+            [2]
+            $ llamactl auth get --{self.SHORT}
+            error: unknown option --s
+            hint: ...
+            [2]
+            $ llamactl auth get --secret-of-letters-alone
+            error: unknown option ********
+            hint: ...
+            [2]
+            $ llamactl projects use {UNSEEN}
+            error: ...{UNSEEN}...
+            [1]
+        """)
 
 
 class MalformedKeys(CommandCase):
+    """A key that no header or file could carry is neither sent, stored nor shown."""
+
     BAD = (
         "llx-CANARY\nX-Forged: 1",
         "llx-CANARY with space",
@@ -10004,422 +10091,239 @@ class MalformedKeys(CommandCase):
         "llx-CANARY\u2028x",
     )
 
-    def check(self, result, codes=(2,)):
+    def check(self, *argv, codes=(2,), **options):
+        result = self.call(*argv, **options)
         self.assertIn(result.code, codes, result.err)
-        self.assertRegex(result.err, "(?i)error: .*key")
-        self.assertNotIn("CANARY", result.out + result.err)
+        self.assertRegex(result.err, "(?i)^error: .*key")
         self.assertEqual(self.requests(), [])
 
     def test_flag_stdin_and_file(self):
-        project = ["--project", "proj-alpha"]
+        token = "auth token --project proj-alpha"
         for bad in self.BAD:
-            for verify in ([], ["--no-verify"]):
-                with self.subTest(bad=bad, verify=verify):
-                    argv = ["auth", "token"] + project + verify
-                    data = bad.encode()
-                    self.check(self.call(*argv + ["--api-key", bad]))
-                    self.check(self.call(*argv + ["--api-key", "-"], stdin=data))
-                    self.check(self.call(*argv + ["--api-key-file", self.key_file(data)]))
-        for nothing in (b"", b"\n", b" \t\r\n"):
-            argv = ["auth", "token", "--api-key", "-"] + project
-            self.check(self.call(*argv, stdin=nothing))
-        self.check(self.call("auth", "token", "--api-key", "", *project))
-        self.check(
-            self.call("auth", "token", "--api-key", "-", *project, stdin=b"llx-CANARY\xff")
-        )
+            path = self.key_file(bad.encode())
+            for command in (token, f"{token} --no-verify"):
+                with self.subTest(command, bad=bad):
+                    self.check(f"{command} --api-key", bad)
+                    self.check(f"{command} --api-key -", stdin=bad.encode())
+                    self.check(f"{command} --api-key-file {path}")
+        for content in (b"", b"\n", b" \t\r\n", b"llx-CANARY\xff"):
+            self.check(f"{token} --api-key -", stdin=content)
         self.assertEqual(self.profiles(), {})
 
     def test_variable_and_store(self):
+        inject = "auth inject --env-file -"
+        env = {"LLAMA_AGENTS_PROJECT_ID": "p", "LLAMA_CLOUD_BASE_URL": self.url}
         for bad in self.BAD:
-            with self.subTest(bad=bad):
-                if "\x00" not in bad:
-                    variable = os.fsdecode(bad.encode())  # as any locale would hand it over
-                    env = {
-                        "LLAMA_CLOUD_API_KEY": variable,
-                        "LLAMA_AGENTS_PROJECT_ID": "p",
-                        "LLAMA_CLOUD_BASE_URL": self.url,
-                    }
-                    self.write_store({})
-                    self.check(self.call("deployments", "get", env=env))
-                    self.check(self.call("auth", "inject", "--env-file", "-", env=env))
+            with self.subTest(bad):
                 self.with_profile(key=bad)
-                self.check(self.call("projects", "get"), (1, 2))
-                self.check(self.call("auth", "inject", "--env-file", "-"), (1, 2))
-                self.done("auth", "get")
-                self.done("auth", "logout", "main")
+                if "\x00" not in bad:  # as any locale would hand it over
+                    env["LLAMA_CLOUD_API_KEY"] = os.fsdecode(bad.encode())
+                    self.check("deployments get", env=env)
+                    self.check(inject, env=env)
+                self.check("projects get", codes=(1, 2))
+                self.check(inject, codes=(1, 2))
+                self.done("auth get")
+                self.done("auth logout main")
+
+    def test_what_surrounds_a_pasted_key_is_removed(self):
+        for pasted in (f'"{KEY}"', f"'{KEY}'", f" {KEY}\r\n", f"\x1b[200~{KEY}\x1b[201~"):
+            with self.subTest(pasted):
+                self.write_store({})
+                self.done("auth token --project Alpha --api-key", pasted)
+                self.assertEqual(self.profiles()["llx-wxyz"]["api_key"], KEY)
 
 
 class Mistakes(CommandCase):
-    """What people get wrong, and the two lines that come back.
-
-    <URL> is the stand-in's, <SECURE> the same with https, <OTHER> that of another region;
-    @NAME=VALUE is a variable.
-    """
+    """What people get wrong, and the two lines that come back."""
 
     OTHER = "https://api.cloud.eu.llamaindex.ai"
-    TOKEN = "auth token --project Alpha --api-key "
-    WEB_PAGE = ("html", {})
-    BLOCKED = ("status", {"status": 403, "body": "<html>Blocked by policy</html>"})
-    TABLE = (
-        (
-            "no scheme",
-            "environments add api.cloud.llamaindex.ai",
-            None,
-            2,
-            "an API URL is http(s)://HOST, without user, query or fragment",
-            "llamactl environments add https://api.cloud.llamaindex.ai",
-        ),
-        (
-            "no scheme, on this machine",
-            "environments add localhost:8000",
-            None,
-            2,
-            "an API URL is http(s)://HOST, without user, query or fragment",
-            "llamactl environments add http://localhost:8000",
-        ),
-        (
-            "the web console's address",
-            "environments add http://cloud.localhost:<PORT>",
-            WEB_PAGE,
-            5,
-            "http://cloud.localhost:<PORT>/api/v1beta1/deployments-public/version returned "
-            "a web page; is a portal in the way, or is it the web console?",
-            "llamactl environments add http://api.cloud.localhost:<PORT>",
-        ),
-        (
-            "a path behind the address",
-            "environments add <URL>/api/v1",
-            None,
-            1,
-            "<URL>/api/v1/api/v1beta1/deployments-public/version answered 404: Not Found "
-            "(request ID)",
-            "llamactl environments add <URL>",
-        ),
-        (
-            "https to an http port",
-            "environments add <SECURE>",
-            None,
-            5,
-            "<SECURE>: TLS failed: the server does not use TLS",
-            "llamactl environments add <URL>",
-        ),
-        (
-            "a server that is down",
-            "environments add http://127.0.0.1:1",
-            None,
-            5,
-            "http://127.0.0.1:1: connection refused",
-            "llamactl environments add http://127.0.0.1:1 --no-verify",
-        ),
-        (
-            "a key with its name",
-            TOKEN + "LLAMA_CLOUD_API_KEY=" + KEY,
-            None,
-            2,
-            "the API key has a name in front of it; give the key alone",
-            None,
-        ),
-        (
-            "a key of OpenAI's",
-            TOKEN + "sk-proj-CANARY-0123456789",
-            None,
-            4,
-            "the API key was rejected: <PROJECTS> answered "
-            "401: Invalid authentication credentials (request ID); a LlamaCloud key begins "
-            "with llx-",
-            "create a key in the web console (LlamaCloud: https://cloud.llamaindex.ai)",
-        ),
-        (
-            "a key of another region",
-            TOKEN + "llx-CANARY-of-another-region",
-            None,
-            4,
-            "the API key was rejected: <PROJECTS> answered "
-            "401: Invalid authentication credentials (request ID); a key belongs to one "
-            "region",
-            "llamactl environments add https://api.cloud.eu.llamaindex.ai",
-        ),
-        (
-            "a key that may not list projects",
-            TOKEN + OTHER_KEY,
-            ("status", {"status": 403, "body": {"detail": "No access"}}),
-            4,
-            "the API key is not allowed to list projects: <PROJECTS> "
-            "answered 403: No access (request ID)",
-            "llamactl auth token --no-verify --api-key-file PATH --project ID",
-        ),
-        (
-            "a firewall's page while a key is verified",
-            TOKEN + OTHER_KEY,
-            BLOCKED,
-            5,
-            "<PROJECTS> answered 403 with a web page (request ID)",
-            "llamactl auth status --offline",
-        ),
-        (
-            "a portal's page",
-            "projects get",
-            WEB_PAGE,
-            5,
-            "<PROJECTS> returned a web page; is a portal in "
-            "the way, or is it the web console?",
-            "llamactl auth status --offline",
-        ),
-        (
-            "a project that is not there",
-            "auth inject --project Gamma",
-            None,
-            1,
-            "project Gamma not found; available: proj-alpha (Alpha), proj-beta (Beta)",
-            None,
-        ),
-        (
-            "a profile of another environment",
-            "auth use elsewhere",
-            None,
-            1,
-            "profile elsewhere belongs to <OTHER>, not to <URL>",
-            "llamactl environments use <OTHER>",
-        ),
-        (
-            "a profile that is not there",
-            "auth use Alpha",
-            None,
-            1,
-            "<URL> has no profile Alpha; available: main, old",
-            "llamactl auth get",
-        ),
-        (
-            "a variable that names no profile",
-            "config @LLAMACTL_PROFILE=nope",
-            None,
-            1,
-            "LLAMACTL_PROFILE: <URL> has no profile nope; available: main, old",
-            "unset LLAMACTL_PROFILE",
-        ),
-        (
-            "a variable with a key and its name",
-            "projects get @LLAMA_CLOUD_API_KEY=X=1 @LLAMA_AGENTS_PROJECT_ID=p",
-            None,
-            2,
-            "LLAMA_CLOUD_API_KEY: the API key has a name in front of it; give the key "
-            "alone",
-            "unset LLAMA_CLOUD_API_KEY",
-        ),
-        (
-            "a variable with an address without its scheme",
-            "projects get @LLAMA_CLOUD_API_KEY=k @LLAMA_CLOUD_BASE_URL=api.example.com",
-            None,
-            2,
-            "LLAMA_CLOUD_BASE_URL: an API URL is http(s)://HOST, without user, query or "
-            "fragment",
-            "unset LLAMA_CLOUD_BASE_URL",
-        ),
-        (
-            "a revoked key of a profile that is not the current one",
-            "projects use beta --profile old",
-            None,
-            4,
-            "<PROJECTS> answered 401: Invalid authentication credentials (request ID)",
-            "llamactl auth token --name old",
-        ),
-        (
-            "a key file without a project",
-            "auth exec --api-key-file <FILE> -- true",
-            None,
-            2,
-            "no project given; use --project ID",
-            None,
-        ),
-        (
-            "a key where a name belongs",
-            "auth use " + KEY,
-            None,
-            1,
-            "<URL> has no profile ********; available: main, old",
-            "llamactl auth get",
-        ),
-        (
-            "a key as a word",
-            "auth token " + KEY,
-            None,
-            2,
-            "one argument too many: ********",
-            "llamactl auth token --help",
-        ),
-    )
 
     def setUp(self):
         super().setUp()
         self.patch(REGIONS={self.url: self.OTHER})
-        self.with_profile()
-        data = self.stored()
+        main = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"}
         old = {"auth_type": "token", "api_key": "llx-CANARY-revoked"}
-        data[self.url]["profiles"]["old"] = old
-        data[self.OTHER] = {
-            "profiles": {"elsewhere": {"auth_type": "token", "api_key": OTHER_KEY}}
-        }
+        self.write_store({"main": main, "old": old}, "main")
+        with open(self.store_path) as file:
+            data = json.load(file)
+        data["environments"][self.OTHER] = {"profiles": {"elsewhere": main}}
         with open(self.store_path, "w") as file:
-            json.dump(
-                {"version": 1, "current_environment": self.url, "environments": data}, file
-            )
+            json.dump(data, file)
+        self.before = self.store_text()
+        self.projects = self.url + LIST_PROJECTS
 
-    def test_two_lines_that_help(self):
-        names = {"URL": self.url, "OTHER": self.OTHER}
-        names["PROJECTS"] = self.url + LIST_PROJECTS
-        names["PORT"] = self.url.rpartition(":")[2]
-        names["FILE"] = os.path.join(self.home, "key.txt")
-        with open(names["FILE"], "w") as file:
-            file.write(KEY)
+    def tearDown(self):
+        self.assertEqual(self.store_text(), self.before)
+        super().tearDown()
+
+    def test_with_an_address(self):
+        self.play(f"""
+            $ llamactl environments add api.cloud.llamaindex.ai
+            error: an API URL is http(s)://HOST, without user, query or fragment
+            hint: llamactl environments add https://api.cloud.llamaindex.ai
+            [2]
+            $ llamactl environments add localhost:8000
+            error: an API URL is ...
+            hint: llamactl environments add http://localhost:8000
+            [2]
+            $ llamactl environments add {self.url}/api/v1
+            error: {self.url}/api/v1{VERSION_ENDPOINT} answered 404: Not Found (request ...)
+            hint: llamactl environments add {self.url}
+            [1]
+            $ llamactl environments add {self.url.replace("http:", "https:")}
+            error: ...: TLS failed: the server does not use TLS
+            hint: llamactl environments add {self.url}
+            [5]
+            $ llamactl environments add {NOWHERE}
+            error: {NOWHERE}: connection refused
+            hint: llamactl environments add {NOWHERE} --no-verify
+            [5]
+        """)
+
+    def test_with_the_address_of_the_web_console(self):
+        site = self.url.replace("127.0.0.1", "cloud.localhost")
+        self.cloud.fault("*", "html")
         lookup = socket.getaddrinfo
-        local = lambda host, *rest: lookup("127.0.0.1", *rest)  # noqa: E731
-        names["SECURE"] = self.url.replace("http:", "https:")
-        before = self.store_text()
-        for name, line, fault, code, message, hint in self.TABLE:
-            with self.subTest(name):
-                self.cloud.reset()
-                if fault:
-                    self.cloud.fault("*", fault[0], 9, **fault[1])
-                expected = "error: %s\n" % message
-                if hint:
-                    expected += "hint: %s\n" % hint
-                for word, value in names.items():
-                    line = line.replace("<%s>" % word, value)
-                    expected = expected.replace("<%s>" % word, value)
-                words = line.split()
-                env = dict(word[1:].split("=", 1) for word in words if word[0] == "@")
-                words = [word for word in words if word[0] != "@"]
-                with unittest.mock.patch.object(socket, "getaddrinfo", local):
-                    result = self.call(*words, env=env)
-                told = re.sub(r"request [^)]*", "request ID", result.err)
-                told = re.sub("^warning: .* is not encrypted: .*\n", "", told)
-                self.assertEqual((result.code, told), (code, expected))
-                self.assertEqual(self.store_text(), before)
+        with unittest.mock.patch.object(
+            socket, "getaddrinfo", lambda host, *rest: lookup("127.0.0.1", *rest)
+        ):
+            self.play(f"""
+                $ llamactl environments add {site}
+                error: {site}{VERSION_ENDPOINT} returned a web page; \
+is a portal in the way, or is it the web console?
+                hint: llamactl environments add {site.replace("cloud", "api.cloud")}
+                [5]
+            """)
 
-    def test_what_surrounds_a_pasted_key_is_removed(self):
-        for pasted in ('"%s"', "'%s'", " %s\r\n", "\x1b[200~%s\x1b[201~"):
-            with self.subTest(pasted=pasted):
-                self.write_store({})
-                argv = self.TOKEN.split() + [pasted % KEY]
-                self.done(*argv)
-                self.assertEqual(self.profiles()["llx-wxyz"]["api_key"], KEY)
+    def test_with_a_key(self):
+        token = "llamactl auth token --project Alpha --api-key"
+        self.play(f"""
+            $ {token} LLAMA_CLOUD_API_KEY={KEY}
+            error: the API key has a name in front of it; give the key alone
+            [2]
+            $ {token} sk-proj-CANARY-0123456789
+            error: the API key was rejected: {self.projects} answered 401: \
+Invalid authentication credentials (request ...); a LlamaCloud key begins with llx-
+            hint: create a key in the web console (LlamaCloud: https://cloud.llamaindex.ai)
+            [4]
+            $ {token} llx-CANARY-of-another-region
+            error: the API key was rejected: ...; a key belongs to one region
+            hint: llamactl environments add {self.OTHER}
+            [4]
+            $ llamactl auth exec --api-key-file {self.key_file(KEY.encode())} -- true
+            error: no project given; use --project ID
+            [2]
+            $ llamactl auth use {KEY}
+            error: {self.url} has no profile ********; available: main, old
+            hint: llamactl auth get
+            [1]
+            $ llamactl auth token {KEY}
+            error: one argument too many: ********
+            hint: llamactl auth token --help
+            [2]
+            $ llamactl projects use beta --profile old
+            error: {self.projects} answered 401: ...
+            hint: llamactl auth token --name old
+            [4]
+        """)
+
+    def test_with_a_key_that_may_not_list_projects(self):
+        body = {"detail": "No access"}
+        self.cloud.fault("*", "status", status=403, body=body)
+        self.play(f"""
+            $ llamactl auth token --project Alpha --api-key {OTHER_KEY}
+            error: the API key is not allowed to list projects: {self.projects} \
+answered 403: No access (request ...)
+            hint: llamactl auth token --no-verify --api-key-file PATH --project ID
+            [4]
+        """)
+
+    def test_behind_a_firewall_or_a_portal(self):
+        page = "<html>Blocked by policy</html>"
+        self.cloud.fault("*", "status", status=403, body=page)
+        self.cloud.fault("*", "html")
+        self.play(f"""
+            $ llamactl auth token --project Alpha --api-key {OTHER_KEY}
+            error: {self.projects} answered 403 with a web page (request ...)
+            hint: llamactl auth status --offline
+            [5]
+            $ llamactl projects get
+            error: {self.projects} returned a web page; is a portal in the way, ...
+            hint: llamactl auth status --offline
+            [5]
+        """)
+
+    def test_with_a_name(self):
+        self.play(f"""
+            $ llamactl auth inject --project Gamma
+            error: project Gamma not found; available: proj-alpha (Alpha), proj-beta (Beta)
+            [1]
+            $ llamactl auth use elsewhere
+            error: profile elsewhere belongs to {self.OTHER}, not to {self.url}
+            hint: llamactl environments use {self.OTHER}
+            [1]
+            $ llamactl auth use Alpha
+            error: {self.url} has no profile Alpha; available: main, old
+            hint: llamactl auth get
+            [1]
+        """)
+
+    def test_with_a_variable(self):
+        self.play(f"""
+            $ LLAMACTL_PROFILE=nope llamactl config
+            error: LLAMACTL_PROFILE: {self.url} has no profile nope; available: main, old
+            hint: unset LLAMACTL_PROFILE
+            [1]
+            $ LLAMA_CLOUD_API_KEY=X=1 LLAMA_AGENTS_PROJECT_ID=p llamactl projects get
+            error: LLAMA_CLOUD_API_KEY: the API key has a name in front of it; ...
+            hint: unset LLAMA_CLOUD_API_KEY
+            [2]
+            $ LLAMA_CLOUD_API_KEY=k LLAMA_CLOUD_BASE_URL=a.example llamactl projects get
+            error: LLAMA_CLOUD_BASE_URL: an API URL is ...
+            hint: unset LLAMA_CLOUD_BASE_URL
+            [2]
+        """)
 
 
 class Names(CommandCase):
-    def token(self, key, project="proj-alpha", *argv):
-        self.done(
-            "auth", "token", "--no-verify", "--api-key", key, "--project", project, *argv
-        )
-        return self.stored()[self.url]["current_profile"]
-
-    def test_names_of_new_profiles(self):
-        other = "llx-CANARY-of-somebody-else-wxyz"
-        self.assertEqual(self.token(KEY), "llx-wxyz")
-        self.assertEqual(self.token(KEY), "llx-wxyz")
-        self.assertEqual(self.token(KEY, "proj-beta"), "llx-wxyz-2")
-        self.assertEqual(self.token(other), "llx-wxyz-3")
-        self.assertEqual(self.token(other), "llx-wxyz-3")
-        self.assertEqual(self.token(KEY, "proj-beta"), "llx-wxyz-2")
-        self.assertEqual(self.token(KEY), "llx-wxyz")
-        self.assertEqual(len(self.profiles()), 3)
-
-    def test_names_are_safe_and_show_four_characters_at_most(self):
-        for key in (
-            "llx-CANARY-0123456789-$(x)",
-            "llx-CANARY-0123456789`;'\"",
-            "x",
-            "llx-CANARY-*",
-            "0123456789abcdefghij",
-            "llx-CANARY-0123456789-a-",
-        ):
-            with self.subTest(key=key):
-                name = self.token(key)
-                self.assertRegex(name, r"\A[A-Za-z0-9][A-Za-z0-9._@+-]*\Z")
-                shown = name[4:] if name.startswith("llx-") else name
-                self.assertFalse(
-                    any(key[at : at + 5] in shown for at in range(len(key) - 4))
-                )
-
-    def test_chosen_names(self):
-        self.assertEqual(self.token(KEY, "proj-alpha", "--name", "prod"), "prod")
-        self.assertEqual(self.token(OTHER_KEY, "proj-beta", "--name", "prod"), "prod")
-        self.assertEqual(
-            [profile["api_key"] for profile in self.profiles().values()], [OTHER_KEY]
-        )
-
-    def test_a_login_is_not_replaced_by_a_key(self):
-        self.login("--project", "proj-alpha")
-        before = self.store_text()
-        argv = ["auth", "token", "--api-key", KEY, "--project", "proj-alpha", "--name"]
-        for flags in ([], ["--no-verify"]):
-            self.expect_failure(self.call(*argv + ["dev@example.com"] + flags), 1, "login")
-        self.assertEqual(self.store_text(), before)
+    """Names that people choose; those that are made stand in ProfilesTest."""
 
     def test_a_hint_can_be_pasted_whatever_the_name(self):
-        self.login("--project", "proj-alpha", "--name", "$(id)")
-        argv = [
-            "auth",
-            "token",
-            "--api-key",
-            KEY,
-            "--project",
-            "proj-alpha",
-            "--name",
-            "$(id)",
-        ]
-        self.expect_failure(self.call(*argv), 1, "is a login", "auth logout '$(id)'")
-
-    def test_names_of_logins(self):
-        for person, name in (
-            ({"email": "a@example.com"}, "a@example.com"),
-            ({"sub": "user|7", "email": None}, "user-7"),
-            ({"sub": "u8", "email": "$(reboot)@x y"}, "reboot-@x-y"),
-            ({"sub": "u9", "email": "a@example.com"}, "a@example.com-2"),
-        ):
-            with self.subTest(person=person):
-                self.cloud.auto_approve = person
-                self.login("--project", "proj-alpha")
-                self.assertEqual(self.stored()[self.url]["current_profile"], name)
+        self.login("--project proj-alpha --name $(id)")
+        self.play(f"""
+            $ llamactl auth token --api-key {KEY} --project proj-alpha --name '$(id)'
+            error: profile $(id) is a login
+            hint: llamactl auth logout '$(id)'
+            [1]
+        """)
 
     def test_names_that_no_listing_could_carry(self):
-        empty = self.call("auth", "token", "--api-key", KEY, "--project", "p", "--name", "")
-        self.expect_failure(empty, 2, "name is empty", "auth token --help")
+        token = f"auth token --api-key {KEY} --project proj-alpha"
         for name in (" ", "-x", "a\nb", "a\x1b[2J", "\u202ea", " a"):
-            with self.subTest(name=name):
-                result = self.call(
-                    "auth",
-                    "token",
-                    "--api-key",
-                    KEY,
-                    "--project",
-                    "proj-alpha",
-                    "--name=" + name,
-                )
-                self.expect_failure(result, 2, "--name")
+            with self.subTest(name):
+                self.expect_failure(self.call(token, "--name=" + name), 2, "--name")
         self.assertEqual(self.profiles(), {})
 
 
 class HostileTexts(CommandCase):
+    """What a server sends can neither act on a terminal nor give a secret away."""
+
+    TEXTS = "display_name repo_url git_ref status warning apiserver_url appserver_version"
+
     def setUp(self):
         super().setUp()
         self.with_profile()
+        self.everywhere(HOSTILE)
+
+    def everywhere(self, text):
+        """Let the server say TEXT wherever it may say any."""
         for project in self.cloud.projects:
-            project["project_name"] = HOSTILE
+            project["project_name"] = text
         for organization in self.cloud.organizations:
-            organization["org_name"] = HOSTILE
-        self.cloud.deployments = [
-            dict(
-                self.cloud.deployments[0],
-                display_name=HOSTILE,
-                repo_url=HOSTILE,
-                git_ref=HOSTILE,
-                status=HOSTILE,
-                warning=HOSTILE,
-                apiserver_url=HOSTILE,
-                appserver_version=HOSTILE,
-                secret_names=[HOSTILE],
-            )
-        ]
+            organization["org_name"] = text
+        texts = dict.fromkeys(self.TEXTS.split(), text)
+        deployment = dict(self.cloud.deployments[0], secret_names=[text], **texts)
+        self.cloud.deployments = [deployment]
 
     def assert_harmless(self, text, lines=None):
         self.assertIsNone(UNSHOWN.search(text), ascii(text))
@@ -10427,187 +10331,155 @@ class HostileTexts(CommandCase):
             self.assertEqual(len(text.splitlines()), lines, text)
 
     def test_tables(self):
-        for argv, lines in (
+        for words, lines in (
             ("projects get", 3),
             ("organizations get", 3),
             ("deployments get", 2),
             ("deployments get -o wide", 2),
             ("deployments get invoices", 2),
         ):
-            with self.subTest(argv=argv):
-                result = self.done(*argv.split())
+            with self.subTest(words):
+                result = self.done(words)
                 self.assert_harmless(result.out, lines)
                 self.assert_harmless(result.err)
                 self.assertIn("FORGED", result.out)
 
     def test_json_and_yaml_keep_the_value_in_harmless_words(self):
-        for argv in ("projects get proj-alpha", "deployments get", "organizations get"):
-            with self.subTest(argv=argv):
-                for kind in ("json", "yaml"):
-                    self.assert_harmless(self.done(*argv.split() + ["-o", kind]).out)
-                self.rows(*argv.split())
-        self.assertEqual(
-            self.rows("projects", "get", "proj-alpha")["project_name"], HOSTILE
-        )
+        for words in ("projects get proj-alpha", "deployments get", "organizations get"):
+            with self.subTest(words):
+                for output in ("json", "yaml"):
+                    self.assert_harmless(self.done(f"{words} -o {output}").out)
+        self.assertEqual(self.rows("projects get proj-alpha")["project_name"], HOSTILE)
+        self.cloud.projects[0]["project_name"] = "a\ud800z"
+        self.assertEqual(self.rows("projects get proj-alpha")["project_name"], "a\ufffdz")
+        self.assertIn("a\ufffdz", self.done("projects get").out)
 
     def test_notices_and_stored_names(self):
-        self.assert_harmless(self.done("projects", "use", "proj-beta").err, 1)
+        self.assert_harmless(self.done("projects use proj-beta").err, 1)
         self.assert_harmless(self.done("config").out, 2)
         self.assertEqual(self.rows("config")["project_name"], HOSTILE)
-        self.assert_harmless(self.done("auth", "status").out, None)
-        self.assert_harmless(self.call("projects", "use").err, 1)
+        self.assert_harmless(self.done("auth status").out)
+        self.assert_harmless(self.call("projects use").err, 1)
 
     def test_codes_and_addresses_of_a_login(self):
-        self.cloud.device_answer = {
-            "user_code": HOSTILE,
-            "verification_uri": "https://id.example/",
-        }
+        page = "https://id.example/"
+        self.cloud.device_answer = {"user_code": HOSTILE, "verification_uri": page}
         self.cloud.token_script = [(400, {"error": "access_denied"})]
-        self.assert_harmless(self.call("auth", "login").err, 6)
-        self.assert_harmless(self.done("auth", "login", "--start").out, 5)
+        self.assert_harmless(self.call("auth login").err, 6)
+        self.assert_harmless(self.done("auth login --start").out, 5)
         for name in ("verification_uri", "verification_uri_complete"):
-            with self.subTest(name=name):
+            with self.subTest(name):
                 self.cloud.device_answer = {name: HOSTILE}
-                result = self.call("auth", "login")
+                result = self.call("auth login")
                 self.expect_failure(result, 1, "unusable URL")
                 self.assert_harmless(result.err)
 
-    def test_lone_surrogates(self):
-        self.cloud.projects[0]["project_name"] = "a\ud800z"
-        self.assertIn("a\ufffdz", self.done("projects", "get").out)
-        self.assertEqual(
-            self.rows("projects", "get", "proj-alpha")["project_name"], "a\ufffdz"
-        )
-
-    def test_errors(self):
+    def test_errors_of_any_shape(self):
         for body in (
             {"detail": HOSTILE},
             {"detail": [{"loc": [HOSTILE], "msg": HOSTILE}]},
-            {"error": HOSTILE},
-            HOSTILE,
             {"detail": {"a": [HOSTILE]}},
+            {"error": HOSTILE},
             [HOSTILE],
+            HOSTILE,
         ):
-            for status in (400, 401, 422, 500):
+            for status, code in ((400, 1), (401, 4), (500, 5)):
                 with self.subTest(body=body, status=status):
-                    self.cloud.reset()
-                    self.cloud.fault("*", "status", status=status, body=body, times=9)
-                    result = self.call("projects", "get")
-                    self.expect_failure(
-                        result, {401: 4, 500: 5}.get(status, 1), str(status)
-                    )
+                    self.cloud.fault("*", "status", status=status, body=body)
+                    result = self.call("projects get")
+                    self.expect_failure(result, code, str(status))
                     self.assert_harmless(result.err)
 
-    def test_project_ids(self):
-        for bad in (
-            HOSTILE,
-            "a b",
-            "\u00e9",
-            "x\nLLAMA_CLOUD_BASE_URL=https://evil.example",
-        ):
-            with self.subTest(bad=bad):
-                self.cloud.projects = [{"project_id": bad, "project_name": "x"}]
-                before = self.store_text()
-                for argv in (["auth", "token", "--api-key", KEY], ["projects", "use"]):
-                    result = self.call(*argv)
+    def test_a_project_whose_id_is_no_word_is_not_used(self):
+        before = self.store_text()
+        for bad in (HOSTILE, "a b", "\u00e9", "x\nLLAMA_CLOUD_BASE_URL=https://evil"):
+            self.cloud.projects = [{"project_id": bad, "project_name": "x"}]
+            for words in (f"auth token --api-key {KEY}", "projects use"):
+                with self.subTest(words, bad=bad):
+                    result = self.call(words)
                     self.assertNotEqual(result.code, 0)
                     self.assert_harmless(result.err)
-                self.assertEqual(self.store_text(), before)
+        self.assertEqual(self.store_text(), before)
 
     def test_an_echoed_secret_is_masked(self):
-        echo = "key %s of %s" % (KEY, KEY)
-        for project in self.cloud.projects:
-            project["project_name"] = echo
-        self.cloud.deployments[0].update(
-            display_name=echo,
-            repo_url=echo,
-            git_ref=echo,
-            status=echo,
-            warning=echo,
-            secret_names=[KEY],
-        )
-        for argv in (
-            "projects get",
-            "projects get -o json",
-            "projects get -o yaml",
-            "deployments get",
-            "deployments get -o wide",
-            "deployments get -o json",
-            "deployments get -o yaml",
-        ):
-            with self.subTest(argv=argv):
-                result = self.done(*argv.split())
-                self.assertIn("key ******** of ********", result.out)
-        for status in (400, 401, 403, 500):
-            for body in ({"detail": echo}, {"detail": [{"msg": echo}]}):
-                self.cloud.fault("*", "status", status=status, body=body, times=3)
-                result = self.call("projects", "get")
-                self.assertIn("key ******** of ********", result.err)
-                self.cloud.reset()
-                self.cloud.fault("*", "status", status=status, body=body, times=3)
-                self.call("auth", "token", "--api-key", KEY, "--project", "proj-alpha")
-                self.cloud.reset()
-        self.cloud.fault(
-            "*", "status", status=400, body={"detail": echo}, headers={"x-request-id": KEY}
-        )
-        self.assertIn("(request ********)", self.call("projects", "get").err)
-        self.cloud.fault("*", "redirect", to="https://evil.example/" + KEY)
-        self.expect_failure(self.call("projects", "get"), 1, r"\*{8}")
-        self.assertEqual(self.done("projects", "use", "proj-beta").code, 0)
-        self.done("config")
-        self.done("auth", "status")
+        echo = f"key {KEY} of {KEY}"
+        self.everywhere(echo)
+        for words in ("projects get", "deployments get", "deployments get -o wide"):
+            for option in ("", " -o json", " -o yaml"):
+                with self.subTest(words + option):
+                    shown = self.done(words + option).out
+                    self.assertIn("key ******** of ********", shown)
+        for words in ("projects use proj-beta", "config", "auth status"):
+            self.done(words)  # the canary listens in tearDown()
+        ids = {"x-request-id": KEY}
+        for body in ({"detail": echo}, {"detail": [{"msg": echo}]}):
+            self.cloud.fault("*", "status", status=403, body=body, headers=ids, times=2)
+            self.play(f"""
+                $ llamactl projects get
+                error: ...403: key ******** of ******** (request ********)
+                [1]
+                $ llamactl auth token --api-key {KEY} --project proj-alpha
+                error: ...403: key ******** of ******** (request ********)
+                ...
+                [4]
+            """)
+        self.cloud.fault("*", "redirect", to=f"https://evil.example/{KEY}")
+        self.play("""
+            $ llamactl projects get
+            error: ...https://evil.example/********: refused
+            [1]
+        """)
 
     def test_a_text_that_is_cut_leaves_no_part_of_an_echoed_secret(self):
         key = "CANARY-of-a-key-in-words-that-hyphens-part"
         self.with_profile(key=key)
         parts = [key[start : start + 8] for start in range(len(key) - 7)]
-        for offset in range(200, 311, 3):
+        for offset in range(200, 311, 9):
             for filler in ("word " * 62, "a-b-" * 78, " " * 311):
                 echo = filler[:offset] + key + " and more" * 40
                 path = echo.replace(" ", "/")
                 for kind, options in (
                     ("status", {"status": 400, "body": {"detail": echo}}),
                     ("status", {"status": 400, "headers": {"x-request-id": echo}}),
-                    ("redirect", {"to": "https://evil.example/" + path}),
-                    ("redirect", {"to": "ftp://evil.example/" + path}),
+                    ("redirect", {"to": f"https://evil.example/{path}"}),
+                    ("redirect", {"to": f"ftp://evil.example/{path}"}),
                 ):
-                    with self.subTest(offset=offset, filler=filler[:4], kind=kind):
+                    with self.subTest(kind, offset=offset, filler=filler[:4]):
                         self.cloud.fault("*", kind, **options)
-                        result = self.call("projects", "get")
-                        self.assertEqual(1, result.code, result.err)
-                        self.assertEqual([], [part for part in parts if part in result.err])
+                        result = self.call("projects get")
+                        self.assertEqual(result.code, 1, result.err)
+                        self.assertEqual([part for part in parts if part in result.err], [])
 
 
 class Twice(CommandCase):
     """Bootstrap scripts run again: the same outcome, exit 0, nothing added."""
 
     def test_each_command(self):
-        path = os.path.join(self.home, ".env")
-        for line in (
-            "environments add " + self.url,
-            "environments use " + self.url,
-            "auth token --api-key %s --project proj-alpha" % KEY,
-            "auth token --api-key %s --project proj-beta --name prod" % KEY,
+        for words in (
+            f"environments add {self.url}",
+            f"environments use {self.url}",
+            f"auth token --api-key {KEY} --project proj-alpha",
+            f"auth token --api-key {KEY} --project proj-beta --name prod",
             "auth use prod",
             "projects use proj-alpha",
-            "auth inject --env-file " + path,
+            f"auth inject --env-file {self.home}/.env",
         ):
-            with self.subTest(line=line):
-                self.done(*line.split())
-                store = self.store_text()
-                state = os.stat(path) if os.path.exists(path) else None
-                self.done(*line.split())
-                self.assertEqual(self.store_text(), store)
-                if state:
-                    self.assertEqual(os.stat(path).st_ino, state.st_ino)
-                    self.assertEqual(os.stat(path).st_mtime_ns, state.st_mtime_ns)
+            with self.subTest(words):
+                self.done(words)
+                before = self.store_text()
+                self.done(words)
+                self.assertEqual(self.store_text(), before)
         self.assertEqual(sorted(self.profiles()), ["llx-wxyz", "prod"])
 
-    def test_a_login(self):
-        for _ in range(2):
-            self.login("--project", "proj-alpha")
-        self.assertEqual(list(self.profiles()), ["dev@example.com"])
-        self.assertEqual(self.cloud.count("POST", "/api/v1/api-keys"), 1)
+    def test_a_file_that_is_up_to_date_is_not_written(self):
+        self.with_profile()
+        path = os.path.join(self.home, ".env")
+        self.done("auth inject --env-file", path)
+        before = os.stat(path)
+        self.done("auth inject --env-file", path)
+        after = os.stat(path)
+        self.assertEqual(after.st_ino, before.st_ino)
+        self.assertEqual(after.st_mtime_ns, before.st_mtime_ns)
 
 
 # ========================================================================================
