@@ -2667,7 +2667,7 @@ def retry_after(answer, default, now):
 
 def wait_in_steps(event, end):
     # type: (threading.Event, float) -> bool
-    """Whether EVENT is set before END (monotonic); Windows sees Ctrl-C between the steps."""
+    """Whether EVENT comes before END (monotonic); Windows sees Ctrl-C only in between."""
     while not event.wait(min(0.5, end - time.monotonic())):
         if time.monotonic() >= end:
             return False
