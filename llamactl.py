@@ -2314,18 +2314,32 @@ SECRET_FIELDS = """access_token refresh_token id_token device_code token
 redacted_api_key""".split()
 
 
+def first_text(answer, *names):
+    # type: (Json, *str) -> Optional[str]
+    """The first of NAMES that is a text in ANSWER and not empty; None where none is."""
+    for name in names:
+        text = answer.get(name)
+        if text and isinstance(text, str):
+            return text
+    return None
+
+
 class Answer(AnswerValues):
     """A server's whole answer."""
+
+    def is_web_page(self):
+        # type: () -> bool
+        return self.body.lstrip().startswith(b"<")
 
     def json(self):
         # type: () -> Json
         """The object in the body; raises Unreachable where there is none."""
-        value = parse_object(self.body)
-        if value is None and self.body.lstrip()[:1] == b"<":
+        if self.is_web_page():
             raise Unreachable(
                 f"{self.url} returned a web page; is a portal in the way, or is it the "
                 "web console?"
             )
+        value = parse_object(self.body)
         if value is None:
             raise Unreachable(f"{self.url} sent no JSON object")
         return value
@@ -2345,7 +2359,8 @@ class Answer(AnswerValues):
             raise Unreachable(message, FAILING)
         refused = Refused(message, self.status)
         if self.status == 401:
-            refused = Refused(message, self.status, HINT_LOGIN, EXIT_REJECTED)
+            refused.hint = HINT_LOGIN
+            refused.code = EXIT_REJECTED
         refused.is_sure = parse_object(self.body) is not None
         raise refused
 
@@ -2355,11 +2370,13 @@ class Answer(AnswerValues):
         body = parse_object(self.body) or {}
         detail = body.get("detail")
         if isinstance(detail, list):
-            messages = [str(each.get("msg")) for each in detail if isinstance(each, dict)]
-            detail = "; ".join(messages)
-        text = " with a web page" if self.body.lstrip()[:1] == b"<" else ""
-        for words in (body.get("error"), body.get("error_description"), detail):
-            if words and isinstance(words, str):
+            body["detail"] = "; ".join(
+                str(each.get("msg")) for each in detail if isinstance(each, dict)
+            )
+        text = " with a web page" if self.is_web_page() else ""
+        for name in ("error", "error_description", "detail"):
+            words = first_text(body, name)
+            if words:
                 text += f": {shortened(words)}"
         get = self.headers.get
         request_id = get("x-request-id") or get("x-correlation-id")
@@ -2383,15 +2400,21 @@ def trusted_url(url, api_url):
     return str(url)
 
 
+def without_nulls(values):
+    # type: (Json) -> Json
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def endpoint(base, path, *names, **query):
     # type: (str, str, *str, **Optional[str]) -> str
     """The URL of PATH, then NAMES, each one segment, then what is not None of QUERY."""
     from urllib.parse import quote, urlencode
 
-    require(not {".", ".."}.intersection(names), "a name cannot consist of dots alone")
-    segments = [quote(name, safe="", errors="replace") for name in names]
-    url = base + "/".join([path] + segments)
-    given = {name: value for name, value in query.items() if value is not None}
+    require({".", ".."}.isdisjoint(names), "a name cannot consist of dots alone")
+    url = base + path
+    for name in names:
+        url += "/" + quote(name, safe="", errors="replace")
+    given = without_nulls(query)
     if given:
         url += "?" + urlencode(given, errors="replace")
     return url
@@ -2433,20 +2456,18 @@ def tls_context(process):
         import ssl
     except ImportError:
         raise Failure("this Python has no ssl module, so it cannot use https") from None
-    bundle = find_ca_bundle(process)
-    place = bundle.file or bundle.folder or "OpenSSL's store"
-    with naming_path(f"{place} (from {bundle.source})", "trusted"):
+    file, folder, source = find_ca_bundle(process)
+    place = file or folder or "OpenSSL's store"
+    with naming_path(f"{place} (from {source})", "trusted"):
         # not create_default_context(), which obeys SSLKEYLOGFILE
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if bundle.file or bundle.folder:
-            context.load_verify_locations(bundle.file, bundle.folder)
+        if file or folder:
+            context.load_verify_locations(file, folder)
         else:
             context.load_default_certs()
     if hasattr(context, "minimum_version"):
-        least = ssl.TLSVersion.TLSv1_2
-        context.minimum_version = max(
-            context.minimum_version, least
-        )  # a policy may ask more
+        # a policy may ask more
+        context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
         with suppress(AttributeError):  # an OpenSSL that cannot be told
             context.hostname_checks_common_name = False
     else:  # Python 3.6
@@ -2464,9 +2485,7 @@ def is_exempt(host, port, no_proxy):
     from ipaddress import ip_address, ip_network
 
     for entry in re.split(r"[\s,]+", no_proxy.lower()):
-        name = entry
-        if re.fullmatch(rf"(\[.*\]|[^:]*):{port}", entry):
-            name = entry.rpartition(":")[0]
+        name = re.sub(rf"^(\[.*\]|[^:]*):{port}$", r"\1", entry)
         suffix = name.lstrip("*.")
         if name == "*" or (suffix and f".{host}".endswith(f".{suffix}")):
             return True
@@ -2492,11 +2511,9 @@ def find_proxy(process, url, is_offline=False):
     address = proxies.get(scheme) or proxies.get("all")
     if not address or is_loopback(url) or is_exempt(host, port, proxies.get("no", "")):
         return None
-    source = "the system's settings"
-    for name in ("ALL_PROXY", "all_proxy", f"{scheme}_proxy".upper(), f"{scheme}_proxy"):
-        if process.get(name):
-            source = name
-    if source == "the system's settings" and not is_offline and proxy_bypass(host):
+    names = (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY")
+    source = next(filter(process.get, names), "the system's settings")
+    if source not in names and not is_offline and proxy_bypass(host):
         return None
     kind, _, place = address.rpartition("://")
     if kind.lower() not in ("", "http"):
@@ -2510,7 +2527,7 @@ def connect(address, timeout, _=None):
     """A connection to a host; an address that is silent does not hold up the next one."""
     import socket
 
-    count = len(socket.getaddrinfo(address[0], address[1], 0, socket.SOCK_STREAM))
+    count = len(socket.getaddrinfo(*address, 0, socket.SOCK_STREAM))
     connection = None
     if count > 1:
         with suppress(socket.timeout):
@@ -2520,57 +2537,43 @@ def connect(address, timeout, _=None):
     return connection
 
 
-def connector(kind, response_class):
-    # type: (Any, Any) -> Any
-    """What makes a connection of KIND to a host, read by RESPONSE_CLASS."""
-
-    def new_connection(host, **options):
-        # type: (str, **Any) -> Any
-        connection = kind(host, **options)
-        connection.response_class = response_class
-        connection._create_connection = connect
-        return connection
-
-    return new_connection
-
-
-def new_opener(process, proxies, on_first_byte):
-    # type: (Process, Dict[str, str], Callable[[], None]) -> OpenerDirector
-    """urllib for http and https alone: no file, ftp or data, and no redirects."""
+def new_handler(process, on_first_byte):
+    # type: (Process, Callable[[], None]) -> Any
+    """What urllib sends by: http and https alone; ON_FIRST_BYTE is told of each answer."""
     import http.client
-    import urllib.request
+    from urllib.request import HTTPHandler
 
     class Response(http.client.HTTPResponse):
-        headers = None  # type: Any
-
         def begin(self):
             # type: () -> None
             if self.fp.peek(1):
                 on_first_byte()
             super().begin()
             while 101 < self.status < 200:  # RFC 9110 §15.2: the answer is still to come
-                self.headers = None
+                self.headers = None  # type: ignore[assignment]
                 super().begin()
 
-    class Handler(urllib.request.AbstractHTTPHandler):
-        http_request = urllib.request.AbstractHTTPHandler.do_request_
-        https_request = urllib.request.AbstractHTTPHandler.do_request_
+    def new_connection(host, kind=http.client.HTTPConnection, **options):
+        # type: (str, Any, **Any) -> Any
+        connection = kind(host, **options)
+        connection.response_class = Response
+        connection._create_connection = connect
+        return connection
+
+    class Handler(HTTPHandler):
+        https_request = HTTPHandler.http_request
 
         def http_open(self, request):
             # type: (Request) -> Any
-            kind = connector(http.client.HTTPConnection, Response)
-            return self.do_open(kind, request)
+            return self.do_open(new_connection, request)
 
         def https_open(self, request):
             # type: (Request) -> Any
             context = tls_context(process)  # which says so where Python has no ssl
-            kind = connector(http.client.HTTPSConnection, Response)
-            return self.do_open(kind, request, context=context)
+            kind = http.client.HTTPSConnection
+            return self.do_open(new_connection, request, kind=kind, context=context)
 
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler(proxies))
-    opener.add_handler(Handler())
-    return opener
+    return Handler()
 
 
 def fetch(request, process, proxy, on_first_byte):
@@ -2580,19 +2583,20 @@ def fetch(request, process, proxy, on_first_byte):
     Raises what urllib, http.client, ssl and sockets raise, and Unreachable.
     """
     from http.client import IncompleteRead
+    from urllib.request import OpenerDirector, ProxyHandler
 
     url = request.full_url.partition("?")[0]
-    proxies = {request.type: proxy.url} if proxy else {}
-    opener = new_opener(process, proxies, on_first_byte)
+    opener = OpenerDirector()  # as it is, it knows no file, ftp or data, and no redirects
+    opener.add_handler(ProxyHandler({request.type: proxy.url} if proxy else {}))
+    opener.add_handler(new_handler(process, on_first_byte))
     body = bytearray()
     with opener.open(request, timeout=process.timeout(PAUSE_TIMEOUT)) as response:
-        while len(body) <= MAX_ANSWER:
-            piece = response.read(65536)  # one read of all would keep each chunk apart
-            if not piece:
-                break
+        # one read of all would keep each chunk apart
+        for piece in iter(lambda: response.read(65536), b""):
             body += piece
-    is_small = len(body) <= MAX_ANSWER
-    require_usable(is_small, f"{url} sent more than {MAX_ANSWER >> 20} MiB")
+            require_usable(
+                len(body) <= MAX_ANSWER, f"{url} sent more than {MAX_ANSWER >> 20} MiB"
+            )
     if response.length:
         raise IncompleteRead(b"", response.length)
     if proxy and response.status == 407:
@@ -2624,10 +2628,9 @@ def network_failure(error, place, has_begun):
     from http.client import HTTPException, IncompleteRead
     from socket import gaierror, timeout
 
-    cause = error
-    reason_of_urllib = getattr(error, "reason", None)
-    if isinstance(reason_of_urllib, Exception):  # ssl's own errors have a text there
-        cause = reason_of_urllib
+    cause = getattr(error, "reason", error)  # urllib wraps what a socket raised
+    if not isinstance(cause, Exception):  # ssl's own errors have a text there
+        cause = error
     tunnel = re.match("Tunnel connection failed: ([0-9]+)", str(cause))
     if tunnel:
         status = tunnel.group(1)
@@ -2635,19 +2638,17 @@ def network_failure(error, place, has_begun):
         return Unreachable(f"{place}: the proxy answered {status}", stage)
     if "ssl" in type(cause).__module__:  # _ssl, on PyPy _cffi_ssl
         return tls_failure(cause, place, has_begun)
-    if isinstance(cause, (gaierror, UnicodeError)):
-        return Unreachable(f"{place}: no such host", NOT_CONNECTED)
-    if isinstance(cause, ConnectionRefusedError):
-        return Unreachable(f"{place}: connection refused", NOT_CONNECTED)
+    for kinds, words, stage in (  # the first that fits
+        ((gaierror, UnicodeError), "no such host", NOT_CONNECTED),
+        (ConnectionRefusedError, "connection refused", NOT_CONNECTED),
+        (timeout, "timed out waiting for data", SLOW if has_begun else SILENT),
+        ((ConnectionError, IncompleteRead), "the connection broke off", BROKEN_OFF),
+        ((HTTPException, ValueError), "the answer is not HTTP", UNUSABLE),
+    ):  # type: Any, str, str
+        if isinstance(cause, kinds):
+            return Unreachable(f"{place}: {words}", stage)
     if getattr(cause, "errno", None) in UNROUTABLE:
         return Unreachable(f"{place}: no route to host", NOT_CONNECTED)
-    if isinstance(cause, timeout):
-        stage = SLOW if has_begun else SILENT
-        return Unreachable(f"{place}: timed out waiting for data", stage)
-    if isinstance(cause, (ConnectionError, IncompleteRead)):
-        return Unreachable(f"{place}: the connection broke off", BROKEN_OFF)
-    if isinstance(cause, (HTTPException, ValueError)):
-        return Unreachable(f"{place}: the answer is not HTTP")
     return Unreachable(f"{place}: {reason(cause)}", BROKEN_OFF)
 
 
@@ -2656,7 +2657,7 @@ def retry_after(answer, default, now):
     """How long ANSWER asks to wait, in seconds or by a date (RFC 9110 §10.2.3)."""
     from email.utils import parsedate_to_datetime
 
-    text = (answer.headers.get("Retry-After") or "").strip()
+    text = answer.headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)
     with suppress(TypeError, ValueError):  # no date
@@ -2664,12 +2665,13 @@ def retry_after(answer, default, now):
     return default
 
 
-def wait_in_steps(wait, is_done, end):
-    # type: (Callable[[float], Any], Callable[[], bool], float) -> bool
-    """WAIT until IS_DONE or END (monotonic); Windows sees Ctrl-C only between the steps."""
-    while not is_done() and time.monotonic() < end:
-        wait(min(0.5, max(0.0, end - time.monotonic())))
-    return is_done()
+def wait_in_steps(event, end):
+    # type: (threading.Event, float) -> bool
+    """Whether EVENT comes before END (monotonic); Windows sees Ctrl-C only in between."""
+    while not event.wait(min(0.5, end - time.monotonic())):
+        if time.monotonic() >= end:
+            return False
+    return True
 
 
 class Client(ClientValues):
@@ -2680,34 +2682,24 @@ class Client(ClientValues):
         """This client, for requests that must all be done in so many seconds."""
         return self._replace(deadline=time.monotonic() + seconds)
 
-    def get_json(self, url, token=None):
-        # type: (str, Optional[str]) -> Json
-        return self.send("GET", url, token).require_success().json()
-
-    def post_json(self, url, value, token):
-        # type: (str, Json, Optional[str]) -> Json
-        body = json.dumps(value).encode("ascii")
-        answer = self.send("POST", url, token, body, "application/json")
-        return self._hide_fields(answer.require_success().json())
-
     def post_form(self, url, form, once=False):
         # type: (str, Dict[str, str], bool) -> Answer
         """The answer to FORM, which is hidden with its secrets; ONCE forbids retries."""
         from urllib.parse import quote_plus, urlencode
 
-        self._hide_fields(form)
-        self._hide_fields({name: quote_plus(form[name], errors="replace") for name in form})
+        self.hide_fields(form)
+        self.hide_fields({name: quote_plus(form[name], errors="replace") for name in form})
         body = urlencode(form, errors="replace").encode("ascii")
-        kind = "application/x-www-form-urlencoded"
-        answer = self.send("POST", url, None, body, kind, once)
-        self._hide_fields(parse_object(answer.body) or {})
+        answer = self.send(
+            "POST", url, None, body, "application/x-www-form-urlencoded", once
+        )
+        self.hide_fields(parse_object(answer.body) or {})
         return answer
 
-    def _hide_fields(self, values):
-        # type: (Json) -> Json
+    def hide_fields(self, values):
+        # type: (Json) -> None
         for name in SECRET_FIELDS:
             self.hide(str(values.get(name) or ""))
-        return values
 
     def send(self, method, url, token=None, body=None, content_type="", once=False):
         # type: (str, str, Optional[str], Optional[bytes], str, bool) -> Answer
@@ -2733,8 +2725,9 @@ class Client(ClientValues):
             with suppress(ValueError):  # no URL: the loop ends it
                 url = urljoin(url, answer.headers.get("Location") or "")
             if method != "GET" or origin_of(url) != origin_of(answer.url):
-                message = f"{answer.url} redirects to {shortened(url)}: refused"
-                raise Refused(message, answer.status)
+                raise Refused(
+                    f"{answer.url} redirects to {shortened(url)}: refused", answer.status
+                )
         raise Failure(f"{answer.url} redirects in a circle")
 
     def _send_with_retries(self, method, url, headers, body, once):
@@ -2743,21 +2736,20 @@ class Client(ClientValues):
         delays = () if once or self.deadline else RETRY_DELAYS
         started = time.monotonic()
         for delay in delays:
+            pause = delay
             try:
                 answer = self.send_once(method, url, headers, body)
+                if method != "GET" or answer.status not in (429, 502, 503, 504):
+                    return answer
+                pause = retry_after(answer, delay, time.time())
+                if pause > MAX_RETRY_AFTER:
+                    return answer
             except Unreachable as failure:
                 is_safe = failure.stage == NOT_CONNECTED
                 if method == "GET" and failure.stage == BROKEN_OFF:
                     is_safe = True
                 if not is_safe or time.monotonic() - started > ANSWER_TIMEOUT:
                     raise
-                self.sleep(delay)
-                continue
-            if method != "GET" or answer.status not in (429, 502, 503, 504):
-                return answer
-            pause = retry_after(answer, delay, time.time())
-            if pause > MAX_RETRY_AFTER:
-                return answer
             self.sleep(pause)
         return self.send_once(method, url, headers, body)
 
@@ -2775,11 +2767,13 @@ class Client(ClientValues):
         if proxy:
             place += f" by way of {proxy.address} (from {proxy.source})"
         has_begun = threading.Event()
+        has_ended = threading.Event()
         answers = []  # type: List[Answer]
         failures = []  # type: List[Exception]
 
         def exchange():
             # type: () -> None
+            """What the thread does; it hands over what it got."""
             try:
                 request = Request(url, body, headers, method=method)  # noqa: S310
                 answers.append(fetch(request, self.process, proxy, has_begun.set))
@@ -2788,33 +2782,28 @@ class Client(ClientValues):
             except Exception as error:
                 failures.append(network_failure(error, place, has_begun.is_set()))
             has_begun.set()
+            has_ended.set()
 
-        self._run_in_time(exchange, has_begun, place)
+        self._run_in_time(exchange, has_begun, has_ended, place)
         if failures:
             raise failures[0]
         return answers[0]
 
-    def _run_in_time(self, exchange, has_begun, place):
-        # type: (Callable[[], None], threading.Event, str) -> None
+    def _run_in_time(self, exchange, has_begun, has_ended, place):
+        # type: (Callable[[], None], threading.Event, threading.Event, str) -> None
         """Run EXCHANGE in a thread until it ends; raises Unreachable when time is up."""
         import threading
 
         patience = self.process.timeout(ANSWER_TIMEOUT)
         end = self.deadline or time.monotonic() + WHOLE_TIMEOUT + patience - ANSWER_TIMEOUT
-        thread = threading.Thread(target=exchange, daemon=True)
         try:
-            thread.start()
+            threading.Thread(target=exchange, daemon=True).start()
         except RuntimeError:  # the system allows no more of them
-            return exchange()
-        if not wait_in_steps(
-            has_begun.wait, has_begun.is_set, min(time.monotonic() + patience, end)
-        ):
-            message = f"{place}: timed out waiting for an answer"
-            raise Unreachable(message, SILENT)
-        if not wait_in_steps(thread.join, lambda: not thread.is_alive(), end):
-            message = f"{place}: timed out before the answer was complete"
-            raise Unreachable(message, SLOW)
-        return None
+            exchange()
+        if not wait_in_steps(has_begun, min(time.monotonic() + patience, end)):
+            raise Unreachable(f"{place}: timed out waiting for an answer", SILENT)
+        if not wait_in_steps(has_ended, end):
+            raise Unreachable(f"{place}: timed out before the answer was complete", SLOW)
 
 
 # ==== oauth: the device flow of RFC 8628, a login's tokens and the claims of its ID token
@@ -2835,10 +2824,9 @@ POLL_ERRORS = {PENDING, "slow_down", *REFUSALS}
 def read_text(answer, name):
     # type: (Json, str) -> str
     """The text NAME of a provider's ANSWER, which must have it."""
-    text = answer.get(name)
-    if not text or not isinstance(text, str):
-        message = f"the identity provider sent no usable '{name}'"
-        raise Unreachable(message)
+    text = first_text(answer, name)
+    if text is None:
+        raise Unreachable(f"the identity provider sent no usable '{name}'")
     return text
 
 
@@ -2865,7 +2853,8 @@ def read_configuration(client, api_url, discovery_url, client_id):
 
     Each URL in it must be as safe as API_URL. Raises Failure.
     """
-    answer = client.get_json(trusted_url(discovery_url, api_url))
+    url = trusted_url(discovery_url, api_url)
+    answer = client.send("GET", url).require_success().json()
     device_endpoint = answer.get("device_authorization_endpoint")
     if not device_endpoint:
         raise Failure("the identity provider has no device flow", HINT_TOKEN)
@@ -2914,10 +2903,10 @@ def oauth_error(answer):
 
     Where a server fails, only what RFC 8628 §3.5 knows is the provider's word.
     """
-    error = (parse_object(answer.body) or {}).get("error")
-    if not isinstance(error, str) or (answer.is_failing() and error not in POLL_ERRORS):
+    error = first_text(parse_object(answer.body) or {}, "error")
+    if answer.is_failing() and error not in POLL_ERRORS:
         return None
-    return error or None
+    return error
 
 
 def poll_for_tokens(poll, interval, expires_at, wait, clock, warn):
@@ -2958,12 +2947,14 @@ def read_tokens(answer, now):
     # type: (Json, float) -> Profile
     """What is stored of a token response (RFC 6749 §5.1); NOW in seconds since 1970."""
     access_token = read_text(answer, "access_token")
-    is_usable = is_plain(access_token)
-    require_usable(is_usable, "the identity provider sent an unusable access token")
-    tokens = {"access_token": access_token, "access_expires_at": None}  # type: Profile
+    require_usable(
+        is_plain(access_token), "the identity provider sent an unusable access token"
+    )
     expires_in = read_seconds(answer, "expires_in")
-    if expires_in:
-        tokens["access_expires_at"] = now + expires_in  # else a 401 will tell
+    tokens = {
+        "access_token": access_token,
+        "access_expires_at": now + expires_in if expires_in else None,  # a 401 will tell
+    }  # type: Profile
     if answer.get("refresh_token"):  # RFC 6749 §6: else the old one stays
         tokens["refresh_token"] = read_text(answer, "refresh_token")
     return tokens
@@ -2979,13 +2970,10 @@ def read_claims(id_token):
             "the identity provider sent no ID token; it must offer the scope openid"
         )
     claims = None
-    parts = id_token.split(".") if isinstance(id_token, str) else []
-    if len(parts) == 3:
-        with suppress(ValueError):
-            payload = parts[1].encode("ascii")
-            claims = parse_object(
-                urlsafe_b64decode(payload + b"==")
-            )  # more padding than it needs is ignored
+    with suppress(AttributeError, ValueError):  # no text, not three parts, not Base64
+        _, payload, _ = id_token.split(".")
+        # more padding than it needs is ignored
+        claims = parse_object(urlsafe_b64decode(payload + "=="))
     if claims is None:
         raise Failure("the identity provider sent an ID token that is not a JWT")
     return claims
@@ -2997,10 +2985,10 @@ def is_same_issuer(issuer, claims):
     tenant = claims.get("tid")
     if isinstance(tenant, str):
         issuer = issuer.replace("{tenantid}", tenant)
-    found = claims.get("iss")
-    if not isinstance(found, str):
-        return False
-    return found == issuer or f"{found}/" == issuer or found == f"{issuer}/"
+    claimed = claims.get("iss")
+    return isinstance(claimed, str) and (
+        claimed in (issuer, f"{issuer}/") or f"{claimed}/" == issuer
+    )
 
 
 def read_user(id_token, provider, now):
@@ -3017,25 +3005,24 @@ def read_user(id_token, provider, now):
         raise Failure(
             f"{refused} its issuer is {claims.get('iss')}, not {provider['issuer']}"
         )
+    client_id = provider["client_id"]
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
-    if provider["client_id"] not in audiences:
-        raise Failure(f"{refused} its audience is {audience}, not {provider['client_id']}")
+    if client_id not in audiences:
+        raise Failure(f"{refused} its audience is {audience}, not {client_id}")
     party = claims.get("azp")
-    if party is not None and party != provider["client_id"]:
+    if party not in (None, client_id):
+        raise Failure(f"{refused} its authorized party is {party}, not {client_id}")
+    expires_at = claims.get("exp")  # type: Any
+    if not is_number(expires_at) or expires_at + CLOCK_LEEWAY < now:
         raise Failure(
-            f"{refused} its authorized party is {party}, not {provider['client_id']}"
+            f"{refused} it expired at {expires_at}, and this machine's clock says {now:.0f}"
         )
-    expires_at = claims.get("exp")
-    if not is_number(expires_at) or claims["exp"] + CLOCK_LEEWAY < now:
-        clock = f"this machine's clock says {now:.0f}"
-        raise Failure(f"{refused} it expired at {expires_at}, and {clock}")
-    sub = claims.get("sub")
-    if not sub or not isinstance(sub, str):
+    sub = first_text(claims, "sub")
+    if sub is None:
         raise Failure(f"{refused} it names no user")
-    names = [claims.get(name) for name in ("email", "preferred_username", "upn")]
-    known_as = [name for name in names if name and isinstance(name, str)]
-    return User(claims["iss"].rstrip("/"), sub, known_as[0] if known_as else None)
+    known_as = first_text(claims, "email", "preferred_username", "upn")
+    return User(claims["iss"].rstrip("/"), sub, known_as)
 
 
 # ==== api: one function an endpoint, typed data out
@@ -3052,9 +3039,8 @@ def field(answer, name, kind, default=None):
     value = answer.get(name)
     if value is None:
         value = default
-    is_flag = isinstance(value, bool)
-    is_right = isinstance(value, kind) and is_flag == (kind is bool)
-    require_usable(is_right, f"the server's answer has no usable '{name}'")
+    # a flag is no number, although bool is a kind of int
+    require_usable(type(value) is kind, f"the server's answer has no usable '{name}'")
     return value
 
 
@@ -3076,6 +3062,9 @@ def objects(answer, name):
     return rows
 
 
+STATUS_TEXTS = "git_sha apiserver_url project_id warning".split()
+
+
 def deployment(row):
     # type: (Json) -> Json
     """A deployment as it is shown: what was asked for in `spec`, what is in `status`."""
@@ -3092,13 +3081,10 @@ def deployment(row):
     return {
         "name": field(row, "id", str),
         "generate_name": text_or_none(row, "display_name", "name"),
-        "spec": {name: value for name, value in spec.items() if value is not None},
+        "spec": without_nulls(spec),
         "status": {
             "phase": field(row, "status", str),
-            "git_sha": text_or_none(row, "git_sha"),
-            "apiserver_url": text_or_none(row, "apiserver_url"),
-            "project_id": text_or_none(row, "project_id"),
-            "warning": text_or_none(row, "warning"),
+            **{name: text_or_none(row, name) for name in STATUS_TEXTS},
         },
     }
 
@@ -3106,10 +3092,14 @@ def deployment(row):
 class ControlPlane(PlaneValues):
     """A control plane, and the API key or access token that it gets."""
 
+    def send(self, method, path, *names, **query):
+        # type: (str, str, *str, **Optional[str]) -> Answer
+        url = endpoint(self.api_url, path, *names, **query)
+        return self.client.send(method, url, self.token)
+
     def get(self, path, *names, **query):
         # type: (str, *str, **Optional[str]) -> Json
-        url = endpoint(self.api_url, path, *names, **query)
-        return self.client.get_json(url, self.token)
+        return self.send("GET", path, *names, **query).require_success().json()
 
     def get_version(self):
         # type: () -> Tuple[bool, List[str]]
@@ -3139,10 +3129,13 @@ class ControlPlane(PlaneValues):
             project_id = field(row, "project_id", str)
             is_usable = is_plain(project_id) and project_id != self.token
             require_usable(is_usable, "the server's answer has no usable 'project_id'")
-            name = text_or_none(row, "project_name") or project_id
-            count = field(row, "deployment_count", int, 0)
-            org = field(row, "org_id", str, "default")
-            projects.append(Project(project_id, name, count, org))
+            project = Project(
+                project_id,
+                text_or_none(row, "project_name") or project_id,
+                field(row, "deployment_count", int, 0),
+                field(row, "org_id", str, "default"),
+            )
+            projects.append(project)
         return projects
 
     def get_deployments(self, project_id):
@@ -3157,23 +3150,26 @@ class ControlPlane(PlaneValues):
     def discover_provider(self):
         # type: () -> Tuple[Provider, str]
         """The identity provider that it names, and where to ask that for a code."""
-        answer = self.client.send("GET", endpoint(self.api_url, DISCOVERY_PATH))
+        answer = self.send("GET", DISCOVERY_PATH)
         if answer.status in (400, 404, 501):
-            message = f"{self.api_url} offers no browser login{answer.explanation()}"
-            raise Failure(message, HINT_TOKEN)
+            raise Failure(
+                f"{self.api_url} offers no browser login{answer.explanation()}", HINT_TOKEN
+            )
         discovery = answer.require_success().json()
         clients = field(discovery, "client_ids", dict, {})  # type: Json
-        client_ids = [clients["cli"]] if clients.get("cli") else list(clients.values())
-        if len(client_ids) != 1 or not is_plain(client_ids[0]):
+        client_id = clients.get("cli")  # type: Any
+        if not client_id and len(clients) == 1:
+            [client_id] = clients.values()
+        if not is_plain(client_id):
             raise Failure(f"{self.api_url} names no OAuth client for llamactl", HINT_TOKEN)
         url = field(discovery, "discovery_url", str)
-        return read_configuration(self.client, self.api_url, url, client_ids[0])
+        return read_configuration(self.client, self.api_url, url, client_id)
 
     def is_key_gone(self):
         # type: () -> bool
         """Whether it says that the key does not work; False where it cannot say."""
         with suppress(Failure):
-            answer = self.client.send("GET", endpoint(self.api_url, ME_PATH), self.token)
+            answer = self.send("GET", ME_PATH)
             return answer.status == 401 and parse_object(answer.body) is not None
         return False
 
@@ -3187,23 +3183,21 @@ class ControlPlane(PlaneValues):
     def create_key(self, title):
         # type: (str) -> Tuple[Optional[str], Optional[str]]
         """Make an API key; its id and the key itself, shown this once, None if unusable."""
-        body = {"name": title, "project_id": None}
+        body = json.dumps({"name": title, "project_id": None}).encode("ascii")
         url = endpoint(self.api_url, KEYS_PATH)
-        answer = self.client.post_json(url, body, self.token)
-        key_id = answer.get("id")
-        key = answer.get("redacted_api_key")  # despite its name, the whole key
-        if not isinstance(key_id, str):
-            key_id = None
-        return key_id or None, key if is_plain(key) else None
+        answer = self.client.send("POST", url, self.token, body, "application/json")
+        created = answer.require_success().json()
+        self.client.hide_fields(created)
+        key = created.get("redacted_api_key")  # despite its name, the whole key
+        return first_text(created, "id"), key if is_plain(key) else None
 
     def delete_key(self, key_id):
         # type: (str) -> None
         """Delete an API key; one that is gone counts as deleted. Raises Failure."""
-        url = endpoint(self.api_url, KEYS_PATH, key_id)
-        answer = self.client.send("DELETE", url, self.token)
+        answer = self.send("DELETE", KEYS_PATH, key_id)
         if answer.status != 404 or parse_object(answer.body) is None:
             answer.require_success()
-        if answer.body.lstrip()[:1] == b"<":  # a portal's page
+        if answer.is_web_page():  # a portal's
             answer.json()
 
 
