@@ -1048,7 +1048,9 @@ class Case(unittest.TestCase):
     def profiles(self, url=None):
         return self.stored()[url or self.url]["profiles"]
 
-    def call(self, *argv, stdin=b"", env=(), terminal=False, sings=False):
+    def call(
+        self, *argv, stdin=b"", env=(), terminal=False, sings=False, program="llamactl"
+    ):
         """main() in this process -> Result; SINGS: this command prints a secret rightly.
 
         The first of ARGV may be several words, with a space between each two.
@@ -1064,7 +1066,7 @@ class Case(unittest.TestCase):
             streams["stdin"].isatty = streams["stderr"].isatty = lambda: True
         environment = dict(self.env, **dict(env))
         mock = unittest.mock.patch
-        with mock.multiple(sys, argv=["llamactl"] + argv, **streams):
+        with mock.multiple(sys, argv=[program] + argv, **streams):
             with mock.dict(os.environ, environment, clear=True):
                 code = llamactl.main(argv)
                 streams["stdout"].flush()
@@ -2997,7 +2999,7 @@ class ProgramOnStdin(SignalCase):
             hint: ...
             [2]
             """,
-            program_on_stdin=True,
+            program="-",
         )
 
     def test_without_any_terminal_it_asks_nothing(self):
