@@ -3278,16 +3278,21 @@ def find_profile(data, api_url, name):
     if name:
         for url, other in data["environments"].items():
             if name in other["profiles"]:
-                message = f"profile {name} belongs to {url}, not to {api_url}"
-                raise Failure(message, f"llamactl environments use {url}")
+                raise Failure(
+                    f"profile {name} belongs to {url}, not to {api_url}",
+                    f"llamactl environments use {url}",
+                )
         known = listed([(each, each) for each in sorted(profiles)])
-        message = f"{api_url} has no profile {quotable(name)}; available: {known}"
-        raise Failure(message, "llamactl auth get")
+        raise Failure(
+            f"{api_url} has no profile {quotable(name)}; available: {known}",
+            "llamactl auth get",
+        )
     if not environment.get("requires_auth", True):
         return None
     if profiles:
-        message = f"no profile of {api_url} is current"
-        raise Failure(message, "llamactl auth use NAME", EXIT_REJECTED)
+        raise Failure(
+            f"no profile of {api_url} is current", "llamactl auth use NAME", EXIT_REJECTED
+        )
     raise Failure(f"not logged in to {api_url}", HINT_LOGIN, EXIT_REJECTED)
 
 
@@ -3306,9 +3311,7 @@ def credential_of_profile(process, data, name, named_by, project):
     api_url = current_url(data)
     with naming_variable(VAR_PROFILE) if named_by == VAR_PROFILE else ExitStack():
         found = find_profile(data, api_url, name)
-    profile = {}  # type: Profile
-    if found:
-        profile = get_environment(data, api_url)["profiles"][found]
+    profile = get_environment(data, api_url)["profiles"][found] if found else {}
     key = profile.get("api_key")
     if key:
         require_plain(key, "the stored API key")
@@ -3318,8 +3321,9 @@ def credential_of_profile(process, data, name, named_by, project):
         "project_id": "--project" if project else "profile",
         "api_key": "profile",
     }
-    project_id = project or profile.get("project_id")
-    return Credential(api_url, key or None, project_id, found, profile, sources)
+    return Credential(
+        api_url, key or None, project or profile.get("project_id"), found, profile, sources
+    )
 
 
 def resolve_credential(process, store, name, named_by, project, needs_project):
@@ -3348,8 +3352,10 @@ def resolve_credential(process, store, name, named_by, project, needs_project):
     if needs_project and not of_variables.project_id:
         raise misuse(f"{variable} is set, but {VAR_PROJECT} is not")
     if unused:
-        place = f"{variable} is used at {of_variables.api_url} instead of {unused}"
-        store.warn(f"{place}; set {VAR_USE_PROFILE}=1 to use profiles")
+        store.warn(
+            f"{variable} is used at {of_variables.api_url} instead of {unused}; "
+            f"set {VAR_USE_PROFILE}=1 to use profiles"
+        )
     return of_variables
 
 
