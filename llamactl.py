@@ -4022,40 +4022,37 @@ def read_official(path):
         raise Failure(f"this Python has no sqlite3 module, which reads {path}") from None
     from urllib.parse import quote
 
-    link = path
-    path = realpath(path)  # SQLite looks for its logs beside that one
-    for each in (link, path, f"{path}-wal", f"{path}-shm", f"{path}-journal"):
+    target = realpath(path)  # SQLite looks for its logs beside that one
+    journal = f"{target}-journal"
+    for each in (path, target, f"{target}-wal", f"{target}-shm", journal):
         with suppress(FileNotFoundError):
-            if not is_ours(os.lstat(each)):
-                raise belongs_to(each, os.lstat(each))
-    in_use = exists(f"{path}-shm")
-    has_log = exists(f"{path}-wal")
-    journal = f"{path}-journal"
+            status = os.lstat(each)
+            if not is_ours(status):
+                raise belongs_to(each, status)
+    in_use = exists(f"{target}-shm")
+    has_log = exists(f"{target}-wal")
     if (has_log and not in_use) or (exists(journal) and os.path.getsize(journal)):
-        raise Failure(f"{path} was left by a crash; start the official client once")
+        raise Failure(f"{target} was left by a crash; start the official client once")
     # immutable keeps SQLite from making files beside it; a log that is in use must be read
     options = "mode=ro" if in_use else "mode=ro&immutable=1"
-    url = f"file:{quote(os.fsencode(path))}?{options}"
-    tables = {}
+    url = f"file:{quote(os.fsencode(target))}?{options}"
     try:
         with closing(sqlite3.connect(url, uri=True)) as database:
             database.row_factory = sqlite3.Row
-            for table in ("profiles", "environments", "settings"):
-                rows = database.execute(f"SELECT * FROM {table}")
-                tables[table] = [dict(row) for row in rows]
+            return {
+                table: [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
+                for table in ("profiles", "environments", "settings")
+            }
     except sqlite3.Error as error:
-        raise Failure(f"{path} is not a store of the official client: {error}") from None
-    return tables
+        raise Failure(f"{target} is not a store of the official client: {error}") from None
 
 
-def import_profile(data, row, name):
-    # type: (StoreData, Json, str) -> Tuple[str, str]
-    """Add the official client's profile ROW as NAME; its API URL and its name here.
+def import_profile(environment, row, name):
+    # type: (Environment, Json, str) -> str
+    """Add the official client's profile ROW as NAME; its name here.
 
     Raises Failure for a row that no command could use.
     """
-    api_url = normal_url(str(row.get("api_url")))
-    environment = add_environment(data, api_url)
     key = row.get("api_key") or None
     project_id = row.get("project_id")
     is_usable = is_plain(key) if key else not environment.get("requires_auth", True)
@@ -4063,7 +4060,7 @@ def import_profile(data, row, name):
     profiles = environment["profiles"]
     for stored, other in profiles.items():
         if other.get("api_key") == key and other.get("project_id") == project_id:
-            return api_url, stored
+            return stored
     name = free_name(name, profiles)
     profiles[name] = {
         "auth_type": TOKEN if key else NO_AUTH,
@@ -4071,7 +4068,7 @@ def import_profile(data, row, name):
         "project_id": project_id,
         "project_name": None,
     }
-    return api_url, name
+    return name
 
 
 def import_official(data, tables, warn):
@@ -4083,18 +4080,20 @@ def import_official(data, tables, warn):
             environment = add_environment(data, normal_url(str(row.get("api_url"))))
             environment["requires_auth"] = bool(row.get("requires_auth", True))
     with suppress(Failure):  # none is current there
-        current = normal_url(str(settings.get("current_environment_api_url")))
-        data["current_environment"] = data.get("current_environment") or current
+        data["current_environment"] = data.get("current_environment") or normal_url(
+            str(settings.get("current_environment_api_url"))
+        )
     imported = []
     for row in tables["profiles"]:
         name = clean(str(row.get("name"))).strip("- ") or "imported"
         try:
-            api_url, chosen = import_profile(data, row, name)
+            api_url = normal_url(str(row.get("api_url")))
+            environment = add_environment(data, api_url)
+            chosen = import_profile(environment, row, name)
         except Failure as failure:
             warn(f"profile {name} is left out: {failure.message}")
             continue
         imported.append(chosen)
-        environment = data["environments"][api_url]
         if name == settings.get("current_profile") and api_url == current_url(data):
             environment["current_profile"] = environment.get("current_profile") or chosen
     return imported
