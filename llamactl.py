@@ -3272,16 +3272,21 @@ def find_profile(data, api_url, name):
     if name:
         for url, other in data["environments"].items():
             if name in other["profiles"]:
-                message = f"profile {name} belongs to {url}, not to {api_url}"
-                raise Failure(message, f"llamactl environments use {url}")
+                raise Failure(
+                    f"profile {name} belongs to {url}, not to {api_url}",
+                    f"llamactl environments use {url}",
+                )
         known = listed([(each, each) for each in sorted(profiles)])
-        message = f"{api_url} has no profile {quotable(name)}; available: {known}"
-        raise Failure(message, "llamactl auth get")
+        raise Failure(
+            f"{api_url} has no profile {quotable(name)}; available: {known}",
+            "llamactl auth get",
+        )
     if not environment.get("requires_auth", True):
         return None
     if profiles:
-        message = f"no profile of {api_url} is current"
-        raise Failure(message, "llamactl auth use NAME", EXIT_REJECTED)
+        raise Failure(
+            f"no profile of {api_url} is current", "llamactl auth use NAME", EXIT_REJECTED
+        )
     raise Failure(f"not logged in to {api_url}", HINT_LOGIN, EXIT_REJECTED)
 
 
@@ -3300,9 +3305,7 @@ def credential_of_profile(process, data, name, named_by, project):
     api_url = current_url(data)
     with naming_variable(VAR_PROFILE) if named_by == VAR_PROFILE else ExitStack():
         found = find_profile(data, api_url, name)
-    profile = {}  # type: Profile
-    if found:
-        profile = get_environment(data, api_url)["profiles"][found]
+    profile = get_environment(data, api_url)["profiles"][found] if found else {}
     key = profile.get("api_key")
     if key:
         require_plain(key, "the stored API key")
@@ -3312,8 +3315,9 @@ def credential_of_profile(process, data, name, named_by, project):
         "project_id": "--project" if project else "profile",
         "api_key": "profile",
     }
-    project_id = project or profile.get("project_id")
-    return Credential(api_url, key or None, project_id, found, profile, sources)
+    return Credential(
+        api_url, key or None, project or profile.get("project_id"), found, profile, sources
+    )
 
 
 def resolve_credential(process, store, name, named_by, project, needs_project):
@@ -3342,8 +3346,10 @@ def resolve_credential(process, store, name, named_by, project, needs_project):
     if needs_project and not of_variables.project_id:
         raise misuse(f"{variable} is set, but {VAR_PROJECT} is not")
     if unused:
-        place = f"{variable} is used at {of_variables.api_url} instead of {unused}"
-        store.warn(f"{place}; set {VAR_USE_PROFILE}=1 to use profiles")
+        store.warn(
+            f"{variable} is used at {of_variables.api_url} instead of {unused}; "
+            f"set {VAR_USE_PROFILE}=1 to use profiles"
+        )
     return of_variables
 
 
@@ -3363,17 +3369,18 @@ def choices_of(projects):
 def find_project(projects, wanted):
     # type: (Sequence[Project], str) -> Project
     """The project whose id is WANTED, else the one of that name, in any letter case."""
-    name = wanted.casefold()
-    found = [project for project in projects if project.project_id == wanted]
-    found = found or [each for each in projects if each.project_name.casefold() == name]
+    found = [each for each in projects if each.project_id == wanted] or [
+        each for each in projects if each.project_name.casefold() == wanted.casefold()
+    ]
     if len(found) == 1:
         return found[0]
     if found:
         raise Failure(
             f"{len(found)} projects are called {wanted}: {listed(choices_of(found))}"
         )
-    available = listed(choices_of(projects))
-    raise Failure(f"project {quotable(wanted)} not found; available: {available}")
+    raise Failure(
+        f"project {quotable(wanted)} not found; available: {listed(choices_of(projects))}"
+    )
 
 
 class App:
@@ -3386,6 +3393,7 @@ class App:
         self.terminal = terminal
         self.commands = commands
         self.say = terminal.say
+        self.tell = terminal.tell
         self.warn = terminal.warn
         self.show = terminal.show
         self.store = Store(process.config_folder(), terminal.warn)
@@ -3399,17 +3407,17 @@ class App:
             raise misuse("NAME and --profile name different profiles")
         named_by = "NAME" if name else "--profile"
         name = name or args.profile
-        if args.api_key_file and name:
-            raise misuse("--api-key-file and a profile exclude each other")
-        if args.api_key_file:
-            key = self.read_key(args.api_key_file)
-            source = "--api-key-file"
-            credential = credential_with_key(self.process, key, source, args.project)
-        else:
+        if not args.api_key_file:
             credential = resolve_credential(
                 self.process, self.store, name, named_by, args.project, needs_project
             )
-        return self.use(credential)
+            return self.use(credential)
+        if name:
+            raise misuse("--api-key-file and a profile exclude each other")
+        key = self.read_key(args.api_key_file)
+        return self.use(
+            credential_with_key(self.process, key, "--api-key-file", args.project)
+        )
 
     def use(self, credential):
         # type: (Credential) -> Credential
@@ -3418,9 +3426,7 @@ class App:
         if not credential.name:
             self.rejected_hint = f"replace or unset {credential.sources['api_key']}"
         elif credential.profile["auth_type"] != OIDC:
-            self.rejected_hint = (
-                f"llamactl auth token --name {shell_quoted(credential.name)}"
-            )
+            self.rejected_hint = f"{HINT_TOKEN} --name {shell_quoted(credential.name)}"
         return credential
 
     def credential_with_project(self, args, name=None):
@@ -3430,22 +3436,24 @@ class App:
         A project of the command line that is not the profile's own is looked up.
         """
         credential = self.credential(args, name)
-        project_id = credential.project_id
-        if not project_id:
+        if not credential.project_id:
             if not credential.name:
                 raise misuse("no project given; use --project ID")
-            message = f"profile {credential.name} has no project"
-            raise misuse(message, "llamactl projects use ID")
+            raise misuse(
+                f"profile {credential.name} has no project", "llamactl projects use ID"
+            )
         if args.project in (None, credential.profile.get("project_id")):
             return credential
         try:
-            plane = self.plane_of(credential)
-            project_id = find_project(plane.get_projects(), args.project).project_id
+            projects = self.plane_of(credential).get_projects()
         except Unreachable as failure:
-            if not is_uuid(project_id):
+            if not is_uuid(credential.project_id):
                 raise
-            self.warn(f"project {project_id} is unverified: {failure.message}")
-        return credential._replace(project_id=project_id)
+            self.warn(f"project {credential.project_id} is unverified: {failure.message}")
+            return credential
+        return credential._replace(
+            project_id=find_project(projects, args.project).project_id
+        )
 
     def read_key(self, path):
         # type: (str) -> str
@@ -3488,64 +3496,65 @@ class App:
 
 
 class Session:
-    """The tokens of a login at one control plane, refreshed where they expired."""
+    """A login at one control plane, whose tokens are refreshed where they expired."""
 
-    def __init__(
-        self,
-        plane,  # type: ControlPlane
-        provider,  # type: Optional[Provider]
-        profile,  # type: Profile
-        on_rotation=lambda tokens: None,  # type: Callable[[Profile], None]
-    ):
-        # type: (...) -> None
-        """PROFILE is what is stored of the tokens.
+    def __init__(self, plane, profile, on_rotation=lambda: None):
+        # type: (ControlPlane, Profile, Callable[[], None]) -> None
+        """PROFILE is what is known of the login so far: its provider, tokens and API key.
 
-        ON_ROTATION gets what changes at each refresh, before the new access token is used:
-        the provider ends a login whose old refresh token comes again.
+        ON_ROTATION is called when a refresh has changed PROFILE, before the new access
+        token is used: the provider ends a login whose old refresh token comes again.
         """
         self.plane = plane
-        self.provider = provider
-        self.tokens = profile.copy()
+        self.profile = profile
         self.on_rotation = on_rotation
 
     def signed_in(self):
         # type: () -> ControlPlane
         """The control plane, with an access token that has not expired."""
-        expires_at = self.tokens.get("access_expires_at")
+        expires_at = self.profile.get("access_expires_at")
         is_expired = expires_at is not None and expires_at - TOKEN_LEEWAY < time.time()
-        if is_expired or not self.tokens.get("access_token"):
+        if is_expired or not self.profile.get("access_token"):
             self.refresh()
-        return self.plane._replace(token=self.tokens.get("access_token") or "")
+        return self.plane._replace(token=self.profile.get("access_token") or "")
+
+    def post_once(self, provider, url, **form):
+        # type: (Provider, str, **str) -> Answer
+        """The answer to FORM at this URL of the PROVIDER, without retries."""
+        form["client_id"] = provider["client_id"]
+        return self.plane.client.post_form(url, form, once=True)
 
     def refresh(self):
         # type: () -> None
         """RFC 6749 §6, sent once; nothing where no refresh token or provider is known."""
-        refresh_token = self.tokens.get("refresh_token")
-        if not refresh_token or not self.provider:
+        refresh_token = self.profile.get("refresh_token")
+        provider = self.profile.get("provider")
+        if not refresh_token or not provider:
             return
-        form = {
-            "grant_type": "refresh_token",
-            "refresh_token": refresh_token,
-            "client_id": self.provider["client_id"],
-        }
-        url = self.provider["token_endpoint"]
-        answer = self.plane.client.post_form(url, form, once=True)
-        tokens = read_tokens(answer.require_success().json(), time.time())
-        self.tokens.update(tokens)
-        self.on_rotation(tokens)
+        answer = self.post_once(
+            provider,
+            provider["token_endpoint"],
+            grant_type="refresh_token",
+            refresh_token=refresh_token,
+        )
+        self.profile.update(read_tokens(answer.require_success().json(), time.time()))
+        self.on_rotation()
 
     def revoke(self):
         # type: () -> None
         """Revoke the refresh token (RFC 7009 §2.1), where the provider offers that."""
-        token = self.tokens.get("refresh_token")
-        url = self.provider and self.provider["revocation_endpoint"]
-        if token and url and self.provider:
-            form = {
-                "token": token,
-                "token_type_hint": "refresh_token",
-                "client_id": self.provider["client_id"],
-            }
-            self.plane.client.post_form(url, form, once=True).require_success()
+        provider = self.profile.get("provider")
+        if not provider:
+            return
+        url = checked_provider(provider, self.plane.api_url)["revocation_endpoint"]
+        token = self.profile.get("refresh_token")
+        if url and token:
+            self.post_once(
+                provider,
+                url,
+                token=token,
+                token_type_hint="refresh_token",  # noqa: S106 (a kind of token)
+            ).require_success()
 
 
 def check_sign_in(app, args):
@@ -3555,8 +3564,8 @@ def check_sign_in(app, args):
     Raises Failure before anything is sent or asked: for a name that no listing could
     carry, a store that cannot be written, a variable that names another server.
     """
-    name = args.name
-    if name is not None and (name != clean(name).strip() or name.startswith("-")):
+    name = args.name or ""
+    if name != clean(name).strip() or name.startswith("-"):
         raise misuse("--name must be printable and not start with a dash")
     data = app.store.check_writable()
     api_url = current_url(data)
@@ -3564,33 +3573,31 @@ def check_sign_in(app, args):
     if variable and not app.process.prefers_profile():
         named_url = normal_url(variable)
         if named_url != api_url:
-            message = f"{VAR_API_URL} is not the current environment, {api_url}"
-            raise misuse(message, f"llamactl environments add {named_url}")
+            raise misuse(
+                f"{VAR_API_URL} is not the current environment, {api_url}",
+                f"llamactl environments add {named_url}",
+            )
     return api_url, get_environment(data, api_url)
 
 
 def choose_project(app, projects, wanted, current=None, flag="--project"):
     # type: (App, List[Project], Optional[str], Optional[str], str) -> Project
     """The project WANTED, else the only one, else the one that the user picks."""
-    if wanted:
-        return find_project(projects, wanted)
-    if not projects:
-        raise Failure(f"no project found; create one {WEB_CONSOLE}")
-    if len(projects) == 1:
-        return projects[0]
-    chosen = app.terminal.choose("project", choices_of(projects), flag, current)
-    return find_project(projects, chosen)
+    if not wanted:
+        require(projects, f"no project found; create one {WEB_CONSOLE}")
+        if len(projects) == 1:
+            return projects[0]
+        wanted = app.terminal.choose("project", choices_of(projects), flag, current)
+    return find_project(projects, wanted)
 
 
 def project_fields(project):
     # type: (Optional[Project]) -> Profile
     """What is stored of the project of a profile."""
-    if project is None:
-        return {"project_id": None, "project_name": None, "org_id": None}
     return {
-        "project_id": project.project_id,
-        "project_name": project.project_name,
-        "org_id": project.org_id,
+        "project_id": project and project.project_id,
+        "project_name": project and project.project_name,
+        "org_id": project and project.org_id,
     }
 
 
@@ -3605,13 +3612,11 @@ def project_label(profile):
 def given_key(app, args):
     # type: (App, Args) -> Optional[str]
     """The key that the command line holds or names; None where it does neither."""
-    if args.api_key is not None and args.api_key_file is not None:
-        raise misuse("--api-key and --api-key-file exclude each other")
+    if args.api_key is None:
+        return None if args.api_key_file is None else app.read_key(args.api_key_file)
     if args.api_key_file is not None:
-        return app.read_key(args.api_key_file)
-    if args.api_key == "-":
-        return app.read_key("-")
-    return None if args.api_key is None else clean_key(args.api_key)
+        raise misuse("--api-key and --api-key-file exclude each other")
+    return app.read_key("-") if args.api_key == "-" else clean_key(args.api_key)
 
 
 REGIONS = {  # each with the other one
@@ -3626,21 +3631,24 @@ def verify_key(app, api_url, key, org_id):
     try:
         return app.plane(api_url, key).get_projects(org_id)
     except Refused as refused:
-        if refused.status == 403 and not refused.is_sure:  # a gateway's
-            raise Unreachable(refused.message, FAILING) from None
-        if refused.status not in (401, 403):
+        if refused.status == 403:
+            if not refused.is_sure:  # a gateway's
+                raise Unreachable(refused.message, FAILING) from None
+            raise Failure(
+                f"the API key is not allowed to list projects: {refused.message}",
+                "llamactl auth token --no-verify --api-key-file PATH --project ID",
+                EXIT_REJECTED,
+            ) from None
+        if refused.status != 401:
             raise
         message = f"the API key was rejected: {refused.message}"
         hint = f"create a key {WEB_CONSOLE}"
-        if refused.status == 403:
-            message = f"the API key is not allowed to list projects: {refused.message}"
-            hint = "llamactl auth token --no-verify --api-key-file PATH --project ID"
-        elif not str(key).startswith("llx-"):
+        if not str(key).startswith("llx-"):
             message += "; a LlamaCloud key begins with llx-"
         elif api_url in REGIONS:
             message += "; a key belongs to one region"
             hint = f"llamactl environments add {REGIONS[api_url]}"
-        raise Refused(message, refused.status, hint, EXIT_REJECTED) from None
+        raise Failure(message, hint, EXIT_REJECTED) from None
 
 
 def ask_for_key(app, api_url, org_id):
@@ -3661,7 +3669,7 @@ def ask_for_key(app, api_url, org_id):
         except Failure as failure:
             if not tries or failure.code not in (EXIT_REJECTED, EXIT_USAGE):
                 raise
-            app.terminal.tell(f"{failure.message}; try again")
+            app.tell(f"{failure.message}; try again")
 
 
 def refuse_name_of_login(environment, name):
@@ -3669,8 +3677,9 @@ def refuse_name_of_login(environment, name):
     """Raise Failure where the profile NAME is a login."""
     profile = environment["profiles"].get(name or "")
     if profile and profile["auth_type"] == OIDC:
-        hint = f"llamactl auth logout {shell_quoted(name or '')}"
-        raise Failure(f"profile {name} is a login", hint)
+        raise Failure(
+            f"profile {name} is a login", f"llamactl auth logout {shell_quoted(name or '')}"
+        )
 
 
 def store_key_profile(environment, profile, name):
@@ -3685,11 +3694,8 @@ def store_key_profile(environment, profile, name):
         if is_same and not name and other["auth_type"] != OIDC:
             name = each
     if not name:
-        if key:
-            name = f"llx-{last_four(key) or 'key'}"
-        else:
-            name = shell_safe(project_id or "") or "no-auth"
-        name = free_name(name, profiles)
+        name = f"llx-{last_four(key) or 'key'}" if key else shell_safe(project_id or "")
+        name = free_name(name or "no-auth", profiles)
     profiles[name] = profile
     environment["current_profile"] = name
     return name
@@ -3699,9 +3705,9 @@ def forget_waiting_login(app, api_url, waiting):
     # type: (App, str, WaitingLogin) -> None
     """Drop WAITING from the store, if it is what waits there."""
     with app.store.change() as data:
-        login = get_environment(data, api_url).get("login")
-        if login and login["device_code"] == waiting["device_code"]:
-            data["environments"][api_url]["login"] = None
+        environment = get_environment(data, api_url)
+        if environment.get("login") == waiting:
+            environment["login"] = None
 
 
 def name_login(environment, user, wanted):
@@ -3711,11 +3717,12 @@ def name_login(environment, user, wanted):
     It is WANTED, else a name that they have, else a new one.
     """
     profiles = environment["profiles"]
-    theirs = {}  # type: Dict[Optional[str], Profile]
-    for each, profile in profiles.items():
-        issuer = (profile.get("issuer") or "").rstrip("/")
-        if (issuer, profile.get("sub")) == (user.issuer, user.sub):
-            theirs[each] = profile
+    theirs = {
+        each: profile
+        for each, profile in profiles.items()
+        if profile.get("sub") == user.sub
+        and (profile.get("issuer") or "").rstrip("/") == user.issuer
+    }  # type: Dict[Optional[str], Profile]
     if wanted and wanted not in theirs:
         refuse_name_of_login(environment, wanted)
     current = environment.get("current_profile")
@@ -3724,13 +3731,8 @@ def name_login(environment, user, wanted):
     return name, theirs.get(name, {})
 
 
-def choose_project_of_login(
-    app,  # type: App
-    args,  # type: Args
-    session,  # type: Session
-    current,  # type: Optional[str]
-):
-    # type: (...) -> Tuple[Optional[Project], Optional[Failure]]
+def choose_project_of_login(app, args, session, current):
+    # type: (App, Args, Session, Optional[str]) -> Tuple[Optional[Project], str]
     """The project of a login, or why it has none yet, which does not undo the login.
 
     Raises Failure where there is no project at all.
@@ -3740,26 +3742,17 @@ def choose_project_of_login(
     if not wanted and not app.terminal.can_ask():
         wanted = current
     try:
-        return choose_project(app, projects, wanted, current), None
+        return choose_project(app, projects, wanted, current), ""
     except Failure as failure:
         if not projects:
             raise
-        kept = [project for project in projects if project.project_id == current]
-        return kept[0] if kept else None, failure
-
-
-def delete_own_key(app, session, key_id):
-    # type: (App, Session, str) -> None
-    """Delete a key that no profile will hold; warn where that fails."""
-    try:
-        session.signed_in().delete_key(key_id)
-    except Failure as failure:
-        app.warn(f"API key {key_id} may still work: {failure.message}")
+        kept = next((each for each in projects if each.project_id == current), None)
+        return kept, failure.message
 
 
 def make_key(app, session, name):
-    # type: (App, Session, str) -> Tuple[str, str]
-    """A new API key for the profile NAME, and its id.
+    # type: (App, Session, str) -> None
+    """Make an API key for the profile NAME, which SESSION knows as soon as it came.
 
     Raises Failure, which names a key that may exist although it is not known here.
     """
@@ -3767,42 +3760,45 @@ def make_key(app, session, name):
     plane = session.signed_in()
     try:
         key_id, key = plane.create_key(title)
-        if key and key_id:
-            return key, key_id
-        if key_id:
-            delete_own_key(app, session, key_id)
-            raise Failure("the server returned an unusable API key", "", EXIT_UNREACHABLE)
-        raise Unreachable("the server returned an unusable API key")
+        require_usable(key_id, "the server returned an unusable API key")
     except (Refused, Unreachable) as failure:
         if failure.is_sure:
             raise
-        message = f"{failure.message}; an API key named '{title}' may exist now"
-        raise Failure(message, f"delete the key {WEB_CONSOLE}", failure.code) from None
+        raise Failure(
+            f"{failure.message}; an API key named '{title}' may exist now",
+            f"delete the key {WEB_CONSOLE}",
+            failure.code,
+        ) from None
+    session.profile["api_key"] = key
+    session.profile["api_key_id"] = key_id
+    require(key, "the server returned an unusable API key", code=EXIT_UNREACHABLE)
+
+
+def delete_own_key(app, session):
+    # type: (App, Session) -> None
+    """Delete the key that was made, if no profile will hold it; warn where that fails."""
+    key_id = session.profile.get("api_key_id")
+    try:
+        if key_id:
+            session.signed_in().delete_key(key_id)
+    except Failure as failure:
+        app.warn(f"API key {key_id} may still work: {failure.message}")
 
 
 def revoke_or_warn(app, session):
     # type: (App, Session) -> None
     """Revoke a refresh token that no profile will hold; warn where that fails."""
     try:
-        if session.provider:
-            checked_provider(session.provider, session.plane.api_url)
         session.revoke()
     except Failure as failure:
         app.warn(f"the refresh token may still be valid: {failure.message}")
 
 
-def revoke_replaced(app, plane, replaced):
-    # type: (App, ControlPlane, Profile) -> None
-    """Revoke what a login replaced, at its own provider: the new one must not get it."""
-    revoke_or_warn(app, Session(plane, replaced.get("provider"), replaced))
-
-
-def abandon_login(app, session, key_ids):
-    # type: (App, Session, List[str]) -> None
+def abandon_login(app, session):
+    # type: (App, Session) -> None
     """Leave nothing behind of a login that ends without a profile."""
-    with uninterrupted(app.terminal.tell):
-        for key_id in key_ids:
-            delete_own_key(app, session, key_id)
+    with uninterrupted(app.tell):
+        delete_own_key(app, session)
         revoke_or_warn(app, session)
 
 
@@ -3813,21 +3809,21 @@ def wait_for_approval(app, session, provider, waiting):
     SESSION knows its refresh token as soon as it came. The waiting login is forgotten once
     it can no longer succeed.
     """
-    left = min(waiting["expires_at"] - time.time(), ONE_DAY)
-    expires_at = time.monotonic() + left
-    form = {
-        "grant_type": DEVICE_GRANT,
-        "device_code": waiting["device_code"],
-        "client_id": provider["client_id"],
-    }
+    expires_at = time.monotonic() + min(waiting["expires_at"] - time.time(), ONE_DAY)
 
     def poll():
         # type: () -> Answer
-        with uninterrupted(app.terminal.tell):
-            answer = app.client.post_form(provider["token_endpoint"], form, once=True)
+        """One answer of the token endpoint; a refresh token in it is known at once."""
+        with uninterrupted(app.tell):
+            answer = session.post_once(
+                provider,
+                provider["token_endpoint"],
+                grant_type=DEVICE_GRANT,
+                device_code=waiting["device_code"],
+            )
             token = (parse_object(answer.body) or {}).get("refresh_token")
             if isinstance(token, str):
-                session.tokens["refresh_token"] = token
+                session.profile["refresh_token"] = token
         return answer
 
     wait = app.terminal.countdown(expires_at)
@@ -3842,38 +3838,41 @@ def wait_for_approval(app, session, provider, waiting):
         raise
 
 
-def login_profile(user, session, project):
-    # type: (User, Session, Optional[Project]) -> Profile
-    """What is stored of a login beside its API key."""
-    profile = session.tokens.copy()
-    profile.update(project_fields(project))
-    profile["auth_type"] = OIDC
-    profile["sub"] = user.sub
-    profile["issuer"] = user.issuer
-    profile["email"] = user.email
-    profile["provider"] = session.provider
-    return profile
+def store_login(
+    app,  # type: App
+    session,  # type: Session
+    user,  # type: User
+    wanted,  # type: Optional[str]
+    old_key,  # type: Optional[str]
+    project,  # type: Optional[Project]
+):
+    # type: (...) -> Tuple[str, Profile, Profile]
+    """Store a login and make it current; its name, its profile, and the one it replaces.
 
-
-def store_login(app, api_url, user, wanted, known, new):
-    # type: (App, str, User, Optional[str], Profile, Profile) -> Tuple[str, Profile]
-    """Store a NEW login and make it current; its name, and the profile that it replaces.
-
-    Where that is not the one that was KNOWN before, another process was faster: the key of
-    its login stays, and a logout of the known key is respected. Raises Failure.
+    Where that has another key than the OLD_KEY that was known before, another process was
+    faster: its key stays, and a logout of the old key is respected. Raises Failure.
     """
     with app.store.change() as data:
-        environment = add_environment(data, api_url)
+        environment = add_environment(data, session.plane.api_url)
         name, replaced = name_login(environment, user, wanted)
-        key = replaced.get("api_key")
-        if not key and new["api_key"] == known.get("api_key"):
+        key_holder = replaced
+        if "api_key" in session.profile and replaced.get("api_key") in (None, "", old_key):
+            key_holder = session.profile
+        if not key_holder.get("api_key"):
             raise Failure(f"profile {name} was deleted during the login; log in again")
-        if key and key != known.get("api_key"):
-            new["api_key"] = key
-            new["api_key_id"] = replaced.get("api_key_id")
-        environment["profiles"][name] = new
+        profile = {
+            **session.profile,
+            **project_fields(project),
+            "auth_type": OIDC,
+            "api_key": key_holder["api_key"],
+            "api_key_id": key_holder.get("api_key_id"),
+            "sub": user.sub,
+            "issuer": user.issuer,
+            "email": user.email,
+        }  # type: Profile
+        environment["profiles"][name] = profile
         environment["current_profile"] = name
-    return name, replaced
+    return name, profile, replaced
 
 
 def finish_login(app, args, api_url, waiting):
@@ -3883,45 +3882,45 @@ def finish_login(app, args, api_url, waiting):
     If anything fails before the profile is stored, its key is deleted, its token revoked.
     """
     provider = stored_provider(waiting.get("provider"), api_url)
-    session = Session(app.plane(api_url), provider, {})
-    key_ids = []  # type: List[str]
+    session = Session(app.plane(api_url), {"provider": provider})
     with ExitStack() as undo:
-        undo.callback(abandon_login, app, session, key_ids)
+        undo.callback(abandon_login, app, session)
         answer = wait_for_approval(app, session, provider, waiting)
         forget_waiting_login(app, api_url, waiting)
-        session.tokens.update(read_tokens(answer, time.time()))
+        session.profile.update(read_tokens(answer, time.time()))
         user = read_user(answer.get("id_token"), provider, time.time())
         environment = get_environment(app.store.load(), api_url)
         name, known = name_login(environment, user, args.name)
-        current = known.get("project_id")
-        project, missing = choose_project_of_login(app, args, session, current)
-        key = known.get("api_key") or ""
-        key_id = known.get("api_key_id") or ""
-        with uninterrupted(app.terminal.tell):
+        project, missing = choose_project_of_login(
+            app, args, session, known.get("project_id")
+        )
+        key = known.get("api_key")
+        with uninterrupted(app.tell):
             if not key or app.plane(api_url, key).is_key_gone():
-                key, key_id = make_key(app, session, name)
-                key_ids.append(key_id)
-            profile = login_profile(user, session, project)
-            profile["api_key"] = key
-            profile["api_key_id"] = key_id
-            name, replaced = store_login(app, api_url, user, args.name, known, profile)
+                make_key(app, session, name)
+            name, profile, replaced = store_login(
+                app, session, user, args.name, key, project
+            )
             undo.pop_all()
-            if key_ids and profile["api_key"] != key:
-                delete_own_key(app, session, key_id)
+            if profile["api_key"] != session.profile.get("api_key"):
+                delete_own_key(app, session)
             if replaced.get("refresh_token") != profile.get("refresh_token"):
-                revoke_replaced(app, session.plane, replaced)
+                # at its own provider: the new one must not get it
+                revoke_or_warn(app, Session(session.plane, replaced))
             person = user.email or name
             account = person if person == name else f"{person} (profile {name})"
             app.report(f"logged in as {account}, project {project_label(profile)}")
     if missing:
-        raise misuse(missing.message, "llamactl projects use ID")
+        raise misuse(missing, "llamactl projects use ID")
     app.say(NEXT_STEP)
 
 
-def delete_key_of_login(session, key_id):
-    # type: (Session, str) -> None
+def delete_key_of_login(session):
+    # type: (Session) -> None
     """Delete the key with the login's access token, refreshed once if that is rejected."""
-    before = session.tokens.get("access_token")
+    key_id = session.profile.get("api_key_id") or ""
+    require(key_id, "its id is not known")
+    before = session.profile.get("access_token")
     plane = session.signed_in()
     try:
         plane.delete_key(key_id)
@@ -3933,32 +3932,33 @@ def delete_key_of_login(session, key_id):
 
 
 def end_login(plane, profile, on_rotation, warn):
-    # type: (ControlPlane, Profile, Callable[[Profile], None], Warn) -> str
+    # type: (ControlPlane, Profile, Callable[[], None], Warn) -> str
     """Delete a login's key and revoke its refresh token; a sentence on a key that may live.
 
     Each has a time of its own, so that the one does not use up the other's.
     """
-    provider = None
     trouble = ""
     problem = ""
     try:
-        provider = stored_provider(profile.get("provider"), plane.api_url)
+        stored_provider(profile.get("provider"), plane.api_url)
     except Failure as failure:
+        profile["provider"] = None  # so that nothing is sent to it
         trouble = failure.message
-    in_time = plane._replace(client=plane.client.within(KEY_TIMEOUT))
-    session = Session(in_time, provider, profile, on_rotation)
-    key = profile.get("api_key") or ""
-    key_id = profile.get("api_key_id") or ""
+    session = Session(
+        plane._replace(client=plane.client.within(KEY_TIMEOUT)), profile, on_rotation
+    )
+    key = profile.get("api_key")
     try:
-        require(key_id, "its id is not known")
-        delete_key_of_login(session, key_id)
+        delete_key_of_login(session)
     except Failure as failure:
-        if not key or not in_time._replace(token=key).is_key_gone():
-            name = f"API key {key_id or '(id unknown)'} (…{last_four(key)})"
-            problem = f"{name} may still work: {trouble or failure.message}"
+        if not key or not session.plane._replace(token=key).is_key_gone():
+            problem = (
+                f"API key {profile.get('api_key_id') or '(id unknown)'} "
+                f"(…{last_four(key or '')}) may still work: {trouble or failure.message}"
+            )
     session.plane = plane._replace(client=plane.client.within(REVOCATION_TIMEOUT))
     try:
-        require(provider, trouble)
+        require(not trouble, trouble)
         session.revoke()
     except Failure as failure:
         warn(f"the login's refresh token may still be valid: {failure.message}")
@@ -3970,18 +3970,17 @@ def log_out(app, api_url, name):
     """Forget a profile, whatever the server says; what may still work, or nothing."""
     problem = ""
     # of several processes one refreshes the tokens, and the others find the profile gone
-    with uninterrupted(app.terminal.tell), app.store.change() as data:
+    with uninterrupted(app.tell), app.store.change() as data:
         environment = get_environment(data, api_url)
         profile = environment["profiles"].get(name)
         if profile and profile["auth_type"] == OIDC:
 
-            def store_tokens(tokens):
-                # type: (Profile) -> None
-                environment["profiles"][name].update(tokens)
+            def save():
+                # type: () -> None
                 with naming_path(app.store.path, "changed"):
                     app.store.save(data)
 
-            problem = end_login(app.plane(api_url), profile, store_tokens, app.warn)
+            problem = end_login(app.plane(api_url), profile, save, app.warn)
         environment["profiles"].pop(name, None)
         if environment.get("current_profile") == name:
             environment["current_profile"] = None
@@ -3997,7 +3996,7 @@ def log_out_each(app, places):
         app.report(f"profile {name} deleted")
     for path in app.store.damaged_copies():
         app.warn(f"{path} may still hold keys; delete it when you no longer need it")
-    return "; ".join(problem for problem in problems if problem)
+    return "; ".join(filter(None, problems))
 
 
 # ==== takeover: the official client's profiles.db, read only; can be removed whole
@@ -4010,40 +4009,37 @@ def read_official(path):
         raise Failure(f"this Python has no sqlite3 module, which reads {path}") from None
     from urllib.parse import quote
 
-    link = path
-    path = realpath(path)  # SQLite looks for its logs beside that one
-    for each in (link, path, f"{path}-wal", f"{path}-shm", f"{path}-journal"):
+    target = realpath(path)  # SQLite looks for its logs beside that one
+    journal = f"{target}-journal"
+    for each in (path, target, f"{target}-wal", f"{target}-shm", journal):
         with suppress(FileNotFoundError):
-            if not is_ours(os.lstat(each)):
-                raise belongs_to(each, os.lstat(each))
-    in_use = exists(f"{path}-shm")
-    has_log = exists(f"{path}-wal")
-    journal = f"{path}-journal"
+            status = os.lstat(each)
+            if not is_ours(status):
+                raise belongs_to(each, status)
+    in_use = exists(f"{target}-shm")
+    has_log = exists(f"{target}-wal")
     if (has_log and not in_use) or (exists(journal) and os.path.getsize(journal)):
-        raise Failure(f"{path} was left by a crash; start the official client once")
+        raise Failure(f"{target} was left by a crash; start the official client once")
     # immutable keeps SQLite from making files beside it; a log that is in use must be read
     options = "mode=ro" if in_use else "mode=ro&immutable=1"
-    url = f"file:{quote(os.fsencode(path))}?{options}"
-    tables = {}
+    url = f"file:{quote(os.fsencode(target))}?{options}"
     try:
         with closing(sqlite3.connect(url, uri=True)) as database:
             database.row_factory = sqlite3.Row
-            for table in ("profiles", "environments", "settings"):
-                rows = database.execute(f"SELECT * FROM {table}")
-                tables[table] = [dict(row) for row in rows]
+            return {
+                table: [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
+                for table in ("profiles", "environments", "settings")
+            }
     except sqlite3.Error as error:
-        raise Failure(f"{path} is not a store of the official client: {error}") from None
-    return tables
+        raise Failure(f"{target} is not a store of the official client: {error}") from None
 
 
-def import_profile(data, row, name):
-    # type: (StoreData, Json, str) -> Tuple[str, str]
-    """Add the official client's profile ROW as NAME; its API URL and its name here.
+def import_profile(environment, row, name):
+    # type: (Environment, Json, str) -> str
+    """Add the official client's profile ROW as NAME; its name here.
 
     Raises Failure for a row that no command could use.
     """
-    api_url = normal_url(str(row.get("api_url")))
-    environment = add_environment(data, api_url)
     key = row.get("api_key") or None
     project_id = row.get("project_id")
     is_usable = is_plain(key) if key else not environment.get("requires_auth", True)
@@ -4051,7 +4047,7 @@ def import_profile(data, row, name):
     profiles = environment["profiles"]
     for stored, other in profiles.items():
         if other.get("api_key") == key and other.get("project_id") == project_id:
-            return api_url, stored
+            return stored
     name = free_name(name, profiles)
     profiles[name] = {
         "auth_type": TOKEN if key else NO_AUTH,
@@ -4059,7 +4055,7 @@ def import_profile(data, row, name):
         "project_id": project_id,
         "project_name": None,
     }
-    return api_url, name
+    return name
 
 
 def import_official(data, tables, warn):
@@ -4071,18 +4067,20 @@ def import_official(data, tables, warn):
             environment = add_environment(data, normal_url(str(row.get("api_url"))))
             environment["requires_auth"] = bool(row.get("requires_auth", True))
     with suppress(Failure):  # none is current there
-        current = normal_url(str(settings.get("current_environment_api_url")))
-        data["current_environment"] = data.get("current_environment") or current
+        data["current_environment"] = data.get("current_environment") or normal_url(
+            str(settings.get("current_environment_api_url"))
+        )
     imported = []
     for row in tables["profiles"]:
         name = clean(str(row.get("name"))).strip("- ") or "imported"
         try:
-            api_url, chosen = import_profile(data, row, name)
+            api_url = normal_url(str(row.get("api_url")))
+            environment = add_environment(data, api_url)
+            chosen = import_profile(environment, row, name)
         except Failure as failure:
             warn(f"profile {name} is left out: {failure.message}")
             continue
         imported.append(chosen)
-        environment = data["environments"][api_url]
         if name == settings.get("current_profile") and api_url == current_url(data):
             environment["current_profile"] = environment.get("current_profile") or chosen
     return imported
