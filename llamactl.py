@@ -2018,73 +2018,42 @@ HINT_OWNER = f"run llamactl as that user, or {HINT_FOLDER}"
 STORE_VERSION = 1
 DAMAGED = ".damaged-"
 OFFICIAL_STORE = "profiles.db"
-PROVIDER_FIELDS = "issuer client_id token_endpoint revocation_endpoint".split()
-PROFILE_TEXTS = """api_key project_id project_name org_id api_key_id issuer sub email
-access_token refresh_token""".split()
+# each record of profiles.json with its fields and their kinds: `?` may be null or missing,
+# `*` is an object that has any number of the kind
+SHAPES = {
+    "store": "version=int current_environment=text? environments=environment*",
+    "environment": "current_profile=text? profiles=profile* login=login?",
+    "login": "provider=provider? device_code=text expires_at=number interval=number",
+    "profile": """auth_type=text provider=provider? api_key=text? api_key_id=text?
+        project_id=text? project_name=text? org_id=text? issuer=text? sub=text? email=text?
+        access_token=text? access_expires_at=number? refresh_token=text?""",
+    "provider": """issuer=text? client_id=text? token_endpoint=text?
+        revocation_endpoint=text?""",
+}
 
 
-def is_text_or_none(value):
-    # type: (Any) -> bool
-    return value is None or isinstance(value, str)
-
-
-def has_texts(record, names):
-    # type: (Any, Sequence[str]) -> bool
-    """Whether RECORD is an object whose NAMES are texts, null or missing."""
-    return isinstance(record, dict) and all(
-        is_text_or_none(record.get(name)) for name in names
-    )
-
-
-def is_provider_or_none(record):
-    # type: (Any) -> bool
-    return record is None or has_texts(record, PROVIDER_FIELDS)
-
-
-def is_profile(record):
-    # type: (Any) -> bool
-    if not has_texts(record, PROFILE_TEXTS) or not isinstance(record.get("auth_type"), str):
+def has_shape(value, kind):
+    # type: (Any, str) -> bool
+    """Whether VALUE, which comes from JSON, is of the KIND; SHAPES has those of objects."""
+    if kind.endswith("?"):
+        return value is None or has_shape(value, kind[:-1])
+    if kind == "number":
+        return is_number(value)
+    if kind == "int":
+        return type(value) is int
+    if kind == "text":
+        return isinstance(value, str)
+    if not isinstance(value, dict):
         return False
-    expires_at = record.get("access_expires_at")
-    if expires_at is not None and not is_number(expires_at):
-        return False
-    return is_provider_or_none(record.get("provider"))
-
-
-def is_waiting_login(record):
-    # type: (Any) -> bool
-    return (
-        isinstance(record, dict)
-        and is_provider_or_none(record.get("provider"))
-        and isinstance(record.get("device_code"), str)
-        and is_number(record.get("expires_at"))
-        and is_number(record.get("interval"))
-    )
-
-
-def is_environment(record):
-    # type: (Any) -> bool
-    """Whether RECORD has the shape of an Environment."""
-    if not has_texts(record, ("current_profile",)):
-        return False
-    profiles = record.get("profiles")
-    login = record.get("login")
-    return (
-        isinstance(profiles, dict)
-        and all(is_profile(profile) for profile in profiles.values())
-        and (login is None or is_waiting_login(login))
-    )
+    if kind.endswith("*"):
+        return all(has_shape(each, kind[:-1]) for each in value.values())
+    fields = [field.split("=") for field in SHAPES[kind].split()]
+    return all(has_shape(value.get(name), each) for name, each in fields)
 
 
 def is_store(data):
     # type: (Any) -> TypeGuard[StoreData]
-    environments = data.get("environments")
-    return (
-        type(data.get("version")) is int
-        and is_text_or_none(data.get("current_environment"))
-        and isinstance(environments, dict)
-        and all(is_environment(environment) for environment in environments.values())
-    )
+    return has_shape(data, "store")
 
 
 def serialized_store(data):
