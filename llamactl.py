@@ -1317,7 +1317,7 @@ def is_ours(status):
     """
     if WINDOWS or status.st_uid in (0, os.geteuid()):
         return True
-    return os.geteuid() != 0 and os.getegid() == 0 and status.st_gid == 0
+    return os.geteuid() != 0 and os.getegid() == status.st_gid == 0
 
 
 def has_acl(target):
@@ -1349,12 +1349,9 @@ def can_chmod(descriptor):
     if os.statvfs(descriptor).f_flag & getattr(os, "ST_RDONLY", 1):
         return False
     device = os.fstat(descriptor).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with suppress(OSError), open("/proc/self/mountinfo") as mounts:
-        for line in mounts:
-            fields, _, kind = line.partition(" - ")
-            if fields.split()[2] == number:
-                return not re.match(MODELESS, kind)
+    line = rf"(?m)^\d+ \d+ {os.major(device)}:{os.minor(device)} .* - {MODELESS}"
+    with suppress(OSError), open("/proc/self/mountinfo", errors="replace") as mounts:
+        return not re.search(line, mounts.read())
     return True
 
 
@@ -1511,7 +1508,7 @@ class Place:
     def __init__(self, path, prefix):
         # type: (str, str) -> None
         """PREFIX begins what follows the name in those of the lock and the successor."""
-        self.path = abspath(path)  # every link followed
+        self.path = realpath(path) if WINDOWS else abspath(path)  # every link followed
         self.name = self.path
         self.lock = f"{prefix}lock"
         self.new = f"{prefix}new"
@@ -1520,10 +1517,7 @@ class Place:
         self.folder = None  # type: Optional[int]
         self.trail = []  # type: List[Tuple[str, os.stat_result]]
         self.missing = []  # type: List[str]
-        if WINDOWS:
-            self.path = realpath(path)
-            self.name = self.path
-        else:
+        if not WINDOWS:
             self._walk(self.path.split(os.sep))
 
     def _walk(self, parts):
@@ -1532,11 +1526,9 @@ class Place:
         here = os.sep
         self.folder = os.open(here, FOLDER)
         count = 0
-        while True:
+        while parts:
             self.name = parts.pop(0) or "."
-            if self.name == "." and parts:
-                continue
-            self.path = os.path.normpath(join(here, self.name))
+            self.path = abspath(join(here, self.name))
             try:
                 status = self.status()
             except FileNotFoundError:
@@ -1552,12 +1544,10 @@ class Place:
                 parts = target.split(os.sep) + parts
                 if isabs(target):
                     here = os.sep
-                    self._enter(os.sep)
+                    self._enter(here)
             elif parts:
                 here = self.path
                 self._enter(self.name)
-            else:
-                break
         self.trail.append((here, os.fstat(self.folder)))
 
     def _enter(self, name):
@@ -1574,26 +1564,20 @@ class Place:
 
     def status(self, suffix=""):
         # type: (str) -> os.stat_result
-        name = self.name + suffix
-        return os.stat(name, dir_fd=self.folder, follow_symlinks=WINDOWS)
+        return os.stat(self.name + suffix, dir_fd=self.folder, follow_symlinks=WINDOWS)
 
     def open(self, suffix, flags):
         # type: (str, int) -> int
-        name = self.name + suffix
-        return os.open(name, flags | NO_FOLLOW | BINARY, 0o600, dir_fd=self.folder)
+        flags |= NO_FOLLOW | NO_WAIT | BINARY
+        return os.open(self.name + suffix, flags, 0o600, dir_fd=self.folder)
 
     @contextmanager
-    def opened(self, mode):
-        # type: (str) -> Iterator[Any]
+    def opened(self, mode, suffix=""):
+        # type: (str, str) -> Iterator[Any]
         """The file, which must be a regular one; raises OSError and Failure."""
-
-        def opener(_, flags):
-            # type: (str, int) -> int
-            return self.open("", flags | NO_WAIT)
-
-        with retried(lambda: open(self.name, mode, buffering=0, opener=opener)) as file:
+        with retried(lambda: open(suffix, mode, buffering=0, opener=self.open)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Failure(f"{self.path} is not a regular file")
+                raise Failure(f"{self.path + suffix} is not a regular file")
             yield file
 
     def read(self, check=None):
@@ -1604,10 +1588,11 @@ class Place:
         """
         try:
             with self.opened("rb") as file:
+                descriptor = file.fileno()
                 if check:
-                    check(file.fileno())
-                status = os.fstat(file.fileno())
-                return Snapshot(file.read(), status, bits_of_others(file.fileno(), 0o066))
+                    check(descriptor)
+                bits = bits_of_others(descriptor, 0o066)
+                return Snapshot(file.read(), os.fstat(descriptor), bits)
         except FileNotFoundError:
             return None
 
@@ -1638,8 +1623,12 @@ class Place:
 
     def rename(self, suffix, target):
         # type: (str, str) -> None
-        ends = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
-        os.replace(self.name + suffix, self.name + target, **ends)
+        os.replace(
+            self.name + suffix,
+            self.name + target,
+            src_dir_fd=self.folder,
+            dst_dir_fd=self.folder,
+        )
 
     def make_folders(self):
         # type: () -> None
@@ -1659,8 +1648,8 @@ class Place:
         # type: (bytes, Optional[int]) -> None
         """Write the successor of the file, 0600 or as the open file LIKE is."""
         self.remove(self.new)
-        descriptor = self.open(self.new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
+        with self.opened("xb", self.new) as file:
+            descriptor = file.fileno()
             if like is None or WINDOWS:
                 set_mode(descriptor, 0o600)
             else:
@@ -1668,20 +1657,14 @@ class Place:
             if bits_of_others(descriptor, 0o044):
                 self.is_exposed = not can_chmod(descriptor)
             write_and_sync(descriptor, content)
-        finally:
-            os.close(descriptor)
 
     def is_held(self):
         # type: () -> bool
         """False if another process took our lock file over, believing us dead."""
         if not self.word:
             return True
-        with suppress(FileNotFoundError):
-            descriptor = self.open(f"{self.lock}ed", os.O_RDONLY)
-            try:
-                return os.read(descriptor, 99).decode("ascii", "replace") == self.word
-            finally:
-                os.close(descriptor)
+        with suppress(FileNotFoundError), self.opened("rb", f"{self.lock}ed") as file:
+            return bool(file.read() == self.word.encode("ascii"))
         return False
 
     def check_held(self):
@@ -1731,10 +1714,10 @@ def open_lock(place, hint):
     return descriptor
 
 
-def age(place, suffix, word):
-    # type: (Place, str, str) -> float
+def age(place, suffix):
+    # type: (Place, str) -> float
     """How old a file is by the clock of its file system: a file made now tells."""
-    now = f"{place.lock}.{word}.now"
+    now = f"{place.lock}.{place.word}.now"
     os.close(place.open(now, os.O_CREAT | os.O_WRONLY))
     try:
         return place.status(now).st_mtime - place.status(suffix).st_mtime
@@ -1742,16 +1725,23 @@ def age(place, suffix, word):
         place.remove(now)
 
 
-def take_over_if_old(place, held, word):
-    # type: (Place, str, str) -> None
+def take_over_if_old(place, held):
+    # type: (Place, str) -> None
     """Remove the lock file HELD if its holder must have died."""
-    aside = f"{held}.{word}"
+    aside = f"{held}.{place.word}"
     with suppress(FileNotFoundError):  # another process was faster
-        if age(place, held, word) > MAX_HOLD:
+        if age(place, held) > MAX_HOLD:
             place.rename(held, aside)
-            if age(place, aside, word) < MAX_HOLD:  # of one that was faster
+            if age(place, aside) < MAX_HOLD:  # of one that was faster
                 place.rename(aside, held)
             place.remove(aside)
+
+
+def pause(end, message):
+    # type: (float, str) -> None
+    """Let others work for a moment; from END on, by the monotonic clock, a Failure."""
+    require(time.monotonic() < end, message)
+    time.sleep(LOCK_PAUSE)
 
 
 def wait_for_lock_file(place, end):
@@ -1761,21 +1751,16 @@ def wait_for_lock_file(place, end):
     held = f"{place.lock}ed"
     while True:
         try:
-            descriptor = place.open(held, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            with place.opened("xb", held) as file:
+                try:
+                    write_and_sync(file.fileno(), place.word.encode("ascii"))
+                except BaseException:
+                    place.remove(held)
+                    raise
+            break
         except FileExistsError:
-            take_over_if_old(place, held, place.word)
-            message = f"{place.path + held} is held by another process"
-            require(time.monotonic() < end, message)
-            time.sleep(LOCK_PAUSE)
-            continue
-        try:
-            write_and_sync(descriptor, place.word.encode("ascii"))
-        except BaseException:
-            place.remove(held)
-            raise
-        finally:
-            os.close(descriptor)
-        break
+            take_over_if_old(place, held)
+            pause(end, f"{place.path + held} is held by another process")
     name = os.path.basename(place.path)
     for each in place.names():  # of holders that died
         if each.startswith(f"{name}{place.new}."):
@@ -1792,9 +1777,7 @@ def wait_for_lock(place, hint, warn):
         is_held = False
         try:
             while not try_lock(descriptor):
-                message = f"{place.path + place.lock} is locked by another process"
-                require(time.monotonic() < end, message)
-                time.sleep(LOCK_PAUSE)
+                pause(end, f"{place.path + place.lock} is locked by another process")
             with suppress(FileNotFoundError):  # its last holder removed it
                 is_held = os.path.samestat(place.status(place.lock), os.fstat(descriptor))
         except OSError as error:
@@ -1840,7 +1823,7 @@ def exclusive(place, warn, hint="", keep=True):
         stack.callback(os.close, descriptor)
         if not WINDOWS and not keep:
             stack.callback(remove_lock, place)
-        stack.callback(lambda: place.remove(place.new))
+        stack.callback(place.remove, place.new)
         yield
 
 
