@@ -1505,11 +1505,12 @@ class Place:
     other files in the folder are given by what follows the name of the file.
     """
 
-    def __init__(self, path, prefix):
-        # type: (str, str) -> None
+    def __init__(self, path, prefix, warn):
+        # type: (str, str, Warn) -> None
         """PREFIX begins what follows the name in those of the lock and the successor."""
         self.path = realpath(path) if WINDOWS else abspath(path)  # every link followed
         self.name = self.path
+        self.warn = warn
         self.lock = f"{prefix}lock"
         self.new = f"{prefix}new"
         self.word = ""  # in a lock file that stands in for a lock
@@ -1574,7 +1575,10 @@ class Place:
     @contextmanager
     def opened(self, mode, suffix=""):
         # type: (str, str) -> Iterator[Any]
-        """The file, which must be a regular one; raises OSError and Failure."""
+        """The file, or that with the SUFFIX; Failure if it is not regular; raises OSError.
+
+        The built-in `open` hands the suffix to the method, which knows the folder.
+        """
         with retried(lambda: open(suffix, mode, buffering=0, opener=self.open)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Failure(f"{self.path + suffix} is not a regular file")
@@ -1660,16 +1664,16 @@ class Place:
 
     def is_held(self):
         # type: () -> bool
-        """False if another process took our lock file over, believing us dead."""
-        if not self.word:
-            return True
+        """Whether the lock file is ours: another process may believe us dead."""
         with suppress(FileNotFoundError), self.opened("rb", f"{self.lock}ed") as file:
-            return bool(file.read() == self.word.encode("ascii"))
+            return bool(file.read(99) == self.word.encode("ascii"))
         return False
 
     def check_held(self):
         # type: () -> None
-        require(self.is_held(), f"another process took over {self.path + self.lock}ed")
+        """Raise Failure if another process took over what stands in for our lock."""
+        if self.word and not self.is_held():
+            raise Failure(f"another process took over {self.path + self.lock}ed")
 
     def put_new(self):
         # type: () -> None
@@ -1701,17 +1705,14 @@ def try_lock(descriptor):
     return True
 
 
-def open_lock(place, hint):
-    # type: (Place, str) -> int
-    """A descriptor of the lock file, which is ours; raises OSError and Failure."""
-    descriptor = place.open(place.lock, os.O_RDWR | os.O_CREAT)
+def check_lock(place, descriptor, hint):
+    # type: (Place, int, str) -> None
+    """Make the open lock file private; raises Failure if it is not ours."""
     status = os.fstat(descriptor)
     if not is_ours(status):
-        os.close(descriptor)
         raise belongs_to(place.path + place.lock, status, hint)
     if status.st_nlink == 1:  # not of a hard link to another file
         set_mode(descriptor, 0o600)
-    return descriptor
 
 
 def age(place, suffix):
@@ -1768,14 +1769,15 @@ def wait_for_lock_file(place, end):
     place.new = f"{place.new}.{place.word}"
 
 
-def wait_for_lock(place, hint, warn):
-    # type: (Place, str, Warn) -> int
+def wait_for_lock(place, hint):
+    # type: (Place, str) -> int
     """A descriptor that holds the lock; raises OSError, after 10 s Failure."""
     end = time.monotonic() + LOCK_TIMEOUT
     while True:
-        descriptor = open_lock(place, hint)
+        descriptor = place.open(place.lock, os.O_RDWR | os.O_CREAT)
         is_held = False
         try:
+            check_lock(place, descriptor, hint)
             while not try_lock(descriptor):
                 pause(end, f"{place.path + place.lock} is locked by another process")
             with suppress(FileNotFoundError):  # its last holder removed it
@@ -1783,8 +1785,10 @@ def wait_for_lock(place, hint, warn):
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            folder = dirname(place.path)
-            warn(f"{folder} does not support file locks; using a lock file instead")
+            place.warn(
+                f"{dirname(place.path)} does not support file locks; "
+                "using a lock file instead"
+            )
             wait_for_lock_file(place, end)
             is_held = True
         finally:
@@ -1808,8 +1812,8 @@ def remove_lock_file(place):
 
 
 @contextmanager
-def exclusive(place, warn, hint="", keep=True):
-    # type: (Place, Warn, str, bool) -> Iterator[None]
+def exclusive(place, hint, keep=True):
+    # type: (Place, str, bool) -> Iterator[None]
     """Hold the lock of PLACE, and KEEP its file; remove the successor at the end.
 
     HINT is the command to try where the lock file is not ours.
@@ -1817,7 +1821,7 @@ def exclusive(place, warn, hint="", keep=True):
     catch_signals()
     with ExitStack() as stack:
         stack.callback(remove_lock_file, place)
-        descriptor = wait_for_lock(place, hint, warn)
+        descriptor = wait_for_lock(place, hint)
         if WINDOWS and not keep:  # which removes nothing that is open
             stack.callback(remove_lock, place)
         stack.callback(os.close, descriptor)
@@ -1834,15 +1838,15 @@ def read_key_file(path):
         return decoded_key(file.read(MAX_KEY_BYTES))
 
 
-def warn_of_modeless(place, warn):
-    # type: (Place, Warn) -> None
+def warn_of_modeless(place):
+    # type: (Place) -> None
     """Warn where others can read the successor, and no chmod can change that."""
     if place.is_exposed:
-        warn(f"others can read {place.path}: its file system has no permissions")
+        place.warn(f"others can read {place.path}: its file system has no permissions")
 
 
-def write_successor(place, edit, check, allowed, warn):
-    # type: (Place, Callable[[bytes], bytes], Check, int, Warn) -> None
+def write_successor(place, edit, check, allowed):
+    # type: (Place, Callable[[bytes], bytes], Check, int) -> None
     """Write what EDIT makes of the file beside it, with its owner and mode.
 
     ALLOWED is how others could use the file before. Raises OSError, and Failure if a file
@@ -1854,39 +1858,40 @@ def write_successor(place, edit, check, allowed, warn):
             check(descriptor)
             if bits_of_others(descriptor, 0o066) & ~allowed:
                 raise Failure(f"others put another file in the place of {place.path}")
-            warn_if_open(descriptor, place.path, 0o066, "600", warn)
+            warn_if_open(descriptor, place.path, 0o066, "600", place.warn)
             place.write_new(edit(file.read()), descriptor)
     except FileNotFoundError:
         place.write_new(edit(b""))
 
 
-def write_in_place(place, edit, seen, warn):
-    # type: (Place, Callable[[bytes], bytes], os.stat_result, Warn) -> None
+def write_in_place(place, edit, seen):
+    # type: (Place, Callable[[bytes], bytes], os.stat_result) -> None
     """Rewrite the file, which must be the one that was SEEN and have no other name.
 
     What needs more room is written first, so that a full disk damages nothing.
     """
     with place.opened("rb+") as file:
-        status = os.fstat(file.fileno())
+        descriptor = file.fileno()
+        status = os.fstat(descriptor)
         if not os.path.samestat(status, seen) or status.st_nlink != 1:
             raise Failure(
                 f"{place.path} was replaced during the update, or has another hard link"
             )
-        warn_if_open(file.fileno(), place.path, 0o066, "600", warn)
+        warn_if_open(descriptor, place.path, 0o066, "600", place.warn)
         before = file.read()
         after = edit(before)
         size = len(before)
         try:
-            write_and_sync(file.fileno(), after[size:])
+            write_and_sync(descriptor, after[size:])
             file.seek(0)
-            write_and_sync(file.fileno(), after)
+            write_and_sync(descriptor, after)
             size = len(after)
         finally:
             file.truncate(size)
 
 
-def rewrite_checked(place, edit, check, is_foreign, warn):
-    # type: (Place, Callable[[bytes], bytes], Check, bool, Warn) -> bool
+def rewrite_checked(place, edit, check, is_foreign):
+    # type: (Place, Callable[[bytes], bytes], Check, bool) -> bool
     """Replace the file by what EDIT makes of it; False where that changes nothing.
 
     CHECK raises Failure for a file that must not be written to. IS_FOREIGN says that
@@ -1898,16 +1903,18 @@ def rewrite_checked(place, edit, check, is_foreign, warn):
     place.make_folders()
     refusals = NO_NEW_FILE  # type: Tuple[int, ...]
     try:
-        with exclusive(place, warn, INJECT_TO_STDOUT, keep=False):
-            write_successor(place, edit, check, before.bits if before else 0, warn)
-            warn_of_modeless(place, warn)
+        with exclusive(place, INJECT_TO_STDOUT, keep=False):
+            write_successor(place, edit, check, before.bits if before else 0)
+            warn_of_modeless(place)
             refusals = NO_RENAME
             place.put_new()
     except OSError as error:
         if before is None or is_foreign or error.errno not in refusals:
             raise
-        warn(f"{place.path} is written in place: a crash during the write would corrupt it")
-        write_in_place(place, edit, before.status, warn)
+        place.warn(
+            f"{place.path} is written in place: a crash during the write would corrupt it"
+        )
+        write_in_place(place, edit, before.status)
     return True
 
 
@@ -1929,28 +1936,29 @@ def is_ignored(pattern, parts):
     # type: (str, List[str]) -> bool
     """Whether a line of a .gitignore names the path PARTS, or a folder on it."""
     from fnmatch import fnmatch
+    from itertools import accumulate
 
     pattern = re.sub(r"^\*\*/|/$", "", pattern)
     names = parts
     if "/" in pattern:
-        names = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        names = list(accumulate(parts, join))
     return any(fnmatch(name, pattern.lstrip("/")) for name in names)
 
 
 def is_unignored(path):
     # type: (str) -> bool
     """Whether PATH is in a git work tree whose .gitignore files do not name it."""
-    folder, name = os.path.split(abspath(path))
-    parts = [name]
+    folder = abspath(path)
+    parts = []  # type: List[str]
     while folder != dirname(folder):
+        folder, name = os.path.split(folder)
+        parts.insert(0, name)
         for ignore in (".gitignore", ".git/info/exclude"):
             for line in reversed(first_lines(join(folder, ignore))):  # the last one decides
                 if is_ignored(line.strip().lstrip("!"), parts):
                     return line.startswith("!")
         if exists(join(folder, ".git")):
             return True
-        folder, name = os.path.split(folder)
-        parts.insert(0, name)
     return False
 
 
@@ -1962,7 +1970,7 @@ def rewrite_file(path, edit, is_explicit, warn):
     of the folder, or in a folder of its own into anybody's file. Returns whether anything
     changed, and what to call the file. Raises OSError and Failure.
     """
-    with closing(Place(path, ".llamactl-")) as place:
+    with closing(Place(path, ".llamactl-", warn)) as place:
         is_root = not WINDOWS and os.geteuid() == 0
         is_foreign = not all(is_ours(status) for _, status in place.trail)
         trail = place.trail
@@ -1982,11 +1990,12 @@ def rewrite_file(path, edit, is_explicit, warn):
             if not is_right and not any_owner:
                 raise belongs_to(path, status, hint)
             if is_foreign and (status.st_nlink > 1 or bits_of_others(descriptor, 0o044)):
-                message = f"others can read {path}, or it has another hard link"
-                raise Failure(message, INJECT_TO_STDOUT)
+                raise Failure(
+                    f"others can read {path}, or it has another hard link", INJECT_TO_STDOUT
+                )
 
         with acting_as(owner, place.path, hint):
-            changed = rewrite_checked(place, edit, check, is_foreign, warn)
+            changed = rewrite_checked(place, edit, check, is_foreign)
         label = path if place.path == abspath(path) else f"{path} (a link to {place.path})"
         uid = place.status().st_uid
         if is_root and uid != 0:
@@ -2089,7 +2098,7 @@ class Store:
             return new_store()
         with self.opened("read"):
             data = self._read()
-            self._warn_if_open()
+            self._tighten_or_warn(is_change=False)
             return data
 
     @contextmanager
@@ -2100,7 +2109,7 @@ class Store:
         Raises Failure where a part of it belongs to anybody else.
         """
         path = join(self.folder, STORE_NAME)
-        with naming_path(path, verb, hint), closing(Place(path, ".")) as place:
+        with naming_path(path, verb, hint), closing(Place(path, ".", self.warn)) as place:
             self._place = place
             self.path = place.path
             owner = user_to_become(place.trail, True, HINT_OWNER)
@@ -2110,30 +2119,29 @@ class Store:
                     f"{dirname(place.path)} belongs to {name}; working there as {name}"
                 )
             with acting_as(owner, place.path, HINT_FOLDER):
-                self._refuse_strangers(owner)
+                self._refuse_strangers(place, owner)
                 yield
 
-    def _refuse_strangers(self, owner):
-        # type: (Optional[int]) -> None
+    def _refuse_strangers(self, place, owner):
+        # type: (Place, Optional[int]) -> None
         """Raise Failure for a file or lock that is neither ours nor root's.
 
         Where root acts as OWNER, a link of that user's must not lead to root's either.
         """
         links = [
             path
-            for path, status in self._place.trail
+            for path, status in place.trail
             if stat.S_ISLNK(status.st_mode) and status.st_uid == owner
         ]
-        statuses = [self._place.trail[-1][1]] if links else []
-        for suffix in ("", self._place.lock):
+        statuses = [place.trail[-1][1]] if links else []
+        for suffix in ("", place.lock):
             with suppress(FileNotFoundError):
-                statuses.append(self._place.status(suffix))
+                statuses.append(place.status(suffix))
         for status in statuses:
             if not is_ours(status):
                 raise belongs_to(self.path, status, HINT_OWNER)
             if links and status.st_uid != owner:
-                owner_name = user_name(status.st_uid)
-                raise Failure(f"{links[0]} points to a file of {owner_name}")
+                raise Failure(f"{links[0]} points to a file of {user_name(status.st_uid)}")
 
     def _check_owner(self, descriptor):
         # type: (int) -> None
@@ -2150,35 +2158,42 @@ class Store:
         data = parse_object(snapshot.content) or {}  # type: Any
         version = data.get("version")
         if type(version) is int and version > STORE_VERSION:
-            message = f"{self.path} was written by a newer llamactl.py and is left alone"
-            raise Failure(message)
+            raise Failure(
+                f"{self.path} was written by a newer llamactl.py and is left alone"
+            )
         if not is_store(data):
-            message = f"{self.path} is damaged; the next change moves it aside"
-            raise Damaged(message, HINT_LOGIN)
+            raise Damaged(
+                f"{self.path} is damaged; the next change moves it aside", HINT_LOGIN
+            )
         return data
 
-    def _warn_if_open(self):
-        # type: () -> None
-        """Warn where others can write to the folder, or use a file of ours."""
+    def _tighten_or_warn(self, is_change):
+        # type: (bool) -> None
+        """Warn where others can write to the folder, or use a file of ours.
+
+        Before a change that file becomes private, where its file system has modes.
+        """
         if WINDOWS:
             return
         with suppress(OSError), self._place.opened_folder() as folder:
             warn_if_open(folder, dirname(self.path), 0o022, "go-w", self.warn)
         with suppress(OSError), self._place.opened("rb") as file:
-            if os.fstat(file.fileno()).st_uid == os.geteuid():
-                warn_if_open(file.fileno(), self.path, 0o066, "600", self.warn)
+            descriptor = file.fileno()
+            status = os.fstat(descriptor)
+            if status.st_uid == os.geteuid():
+                if is_change and status.st_mode & 0o077:
+                    set_mode(descriptor, 0o600)
+                warn_if_open(descriptor, self.path, 0o066, "600", self.warn)
 
     @contextmanager
     def change(self):
         # type: () -> Iterator[StoreData]
         """Lock the store, yield its content, and write what the caller made of it."""
-        if not self.folder:
-            message = "there is no home directory to keep profiles in"
-            raise Failure(message, HINT_FOLDER)
+        require(self.folder, "there is no home directory to keep profiles in", HINT_FOLDER)
         with self.opened("changed"):
             self._place.read(self._check_owner)
             self._place.make_folders()
-            with exclusive(self._place, self.warn, HINT_OWNER):
+            with exclusive(self._place, HINT_OWNER):
                 data = self._read_for_change()
                 yield data
                 self.save(data)
@@ -2186,7 +2201,7 @@ class Store:
     def _read_for_change(self):
         # type: () -> StoreData
         """The content of a file that is private from now on, or moved aside if damaged."""
-        self._make_private()
+        self._tighten_or_warn(is_change=True)
         try:
             data = self._read()
             serialized_store(data)
@@ -2195,20 +2210,12 @@ class Store:
             return self._read_for_change()
         return data
 
-    def _make_private(self):
-        # type: () -> None
-        with suppress(FileNotFoundError), self._place.opened("rb") as file:
-            status = os.fstat(file.fileno())
-            if not WINDOWS and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-                set_mode(file.fileno(), 0o600)
-        self._warn_if_open()
-
     def save(self, data):
         # type: (StoreData) -> None
         """Write DATA unless the file says the same; for whoever holds the lock."""
         if data != self._read():
             self._place.write_new(serialized_store(data))
-            warn_of_modeless(self._place, self.warn)
+            warn_of_modeless(self._place)
             self._place.put_new()
 
     def check_writable(self):
@@ -2239,10 +2246,9 @@ class Store:
         """What was moved aside; the folder itself where that cannot be known."""
         folder = dirname(self.path)
         try:
-            names = os.listdir(folder)
+            return [join(folder, name) for name in os.listdir(folder) if DAMAGED in name]
         except OSError:
             return [folder]
-        return [join(folder, name) for name in names if DAMAGED in name]
 
 
 # ==== http: the one place that sends anything; urllib and ssl live here
