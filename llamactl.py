@@ -1936,12 +1936,11 @@ def is_ignored(pattern, parts):
     # type: (str, List[str]) -> bool
     """Whether a line of a .gitignore names the path PARTS, or a folder on it."""
     from fnmatch import fnmatch
-    from itertools import accumulate
 
     pattern = re.sub(r"^\*\*/|/$", "", pattern)
     names = parts
     if "/" in pattern:
-        names = list(accumulate(parts, join))
+        names = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
     return any(fnmatch(name, pattern.lstrip("/")) for name in names)
 
 
@@ -2039,7 +2038,7 @@ def has_shape(value, kind):
         return False
     if kind.endswith("*"):
         return all(has_shape(each, kind[:-1]) for each in value.values())
-    fields = [field.split("=") for field in SHAPES[kind].split()]
+    fields = [each.split("=") for each in SHAPES[kind].split()]
     return all(has_shape(value.get(name), each) for name, each in fields)
 
 
