@@ -1317,7 +1317,7 @@ def is_ours(status):
     """
     if WINDOWS or status.st_uid in (0, os.geteuid()):
         return True
-    return os.geteuid() != 0 and os.getegid() == 0 and status.st_gid == 0
+    return os.geteuid() != 0 and os.getegid() == status.st_gid == 0
 
 
 def has_acl(target):
@@ -1349,12 +1349,9 @@ def can_chmod(descriptor):
     if os.statvfs(descriptor).f_flag & getattr(os, "ST_RDONLY", 1):
         return False
     device = os.fstat(descriptor).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with suppress(OSError), open("/proc/self/mountinfo") as mounts:
-        for line in mounts:
-            fields, _, kind = line.partition(" - ")
-            if fields.split()[2] == number:
-                return not re.match(MODELESS, kind)
+    line = rf"(?m)^\d+ \d+ {os.major(device)}:{os.minor(device)} .* - {MODELESS}"
+    with suppress(OSError), open("/proc/self/mountinfo", errors="replace") as mounts:
+        return not re.search(line, mounts.read())
     return True
 
 
@@ -1508,11 +1505,12 @@ class Place:
     other files in the folder are given by what follows the name of the file.
     """
 
-    def __init__(self, path, prefix):
-        # type: (str, str) -> None
+    def __init__(self, path, prefix, warn):
+        # type: (str, str, Warn) -> None
         """PREFIX begins what follows the name in those of the lock and the successor."""
-        self.path = abspath(path)  # every link followed
+        self.path = realpath(path) if WINDOWS else abspath(path)  # every link followed
         self.name = self.path
+        self.warn = warn
         self.lock = f"{prefix}lock"
         self.new = f"{prefix}new"
         self.word = ""  # in a lock file that stands in for a lock
@@ -1520,10 +1518,7 @@ class Place:
         self.folder = None  # type: Optional[int]
         self.trail = []  # type: List[Tuple[str, os.stat_result]]
         self.missing = []  # type: List[str]
-        if WINDOWS:
-            self.path = realpath(path)
-            self.name = self.path
-        else:
+        if not WINDOWS:
             self._walk(self.path.split(os.sep))
 
     def _walk(self, parts):
@@ -1532,11 +1527,9 @@ class Place:
         here = os.sep
         self.folder = os.open(here, FOLDER)
         count = 0
-        while True:
+        while parts:
             self.name = parts.pop(0) or "."
-            if self.name == "." and parts:
-                continue
-            self.path = os.path.normpath(join(here, self.name))
+            self.path = abspath(join(here, self.name))
             try:
                 status = self.status()
             except FileNotFoundError:
@@ -1552,12 +1545,10 @@ class Place:
                 parts = target.split(os.sep) + parts
                 if isabs(target):
                     here = os.sep
-                    self._enter(os.sep)
+                    self._enter(here)
             elif parts:
                 here = self.path
                 self._enter(self.name)
-            else:
-                break
         self.trail.append((here, os.fstat(self.folder)))
 
     def _enter(self, name):
@@ -1574,26 +1565,23 @@ class Place:
 
     def status(self, suffix=""):
         # type: (str) -> os.stat_result
-        name = self.name + suffix
-        return os.stat(name, dir_fd=self.folder, follow_symlinks=WINDOWS)
+        return os.stat(self.name + suffix, dir_fd=self.folder, follow_symlinks=WINDOWS)
 
     def open(self, suffix, flags):
         # type: (str, int) -> int
-        name = self.name + suffix
-        return os.open(name, flags | NO_FOLLOW | BINARY, 0o600, dir_fd=self.folder)
+        flags |= NO_FOLLOW | NO_WAIT | BINARY
+        return os.open(self.name + suffix, flags, 0o600, dir_fd=self.folder)
 
     @contextmanager
-    def opened(self, mode):
-        # type: (str) -> Iterator[Any]
-        """The file, which must be a regular one; raises OSError and Failure."""
+    def opened(self, mode, suffix=""):
+        # type: (str, str) -> Iterator[Any]
+        """The file, or that with the SUFFIX; Failure if it is not regular; raises OSError.
 
-        def opener(_, flags):
-            # type: (str, int) -> int
-            return self.open("", flags | NO_WAIT)
-
-        with retried(lambda: open(self.name, mode, buffering=0, opener=opener)) as file:
+        The built-in `open` hands the suffix to the method, which knows the folder.
+        """
+        with retried(lambda: open(suffix, mode, buffering=0, opener=self.open)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Failure(f"{self.path} is not a regular file")
+                raise Failure(f"{self.path + suffix} is not a regular file")
             yield file
 
     def read(self, check=None):
@@ -1604,10 +1592,11 @@ class Place:
         """
         try:
             with self.opened("rb") as file:
+                descriptor = file.fileno()
                 if check:
-                    check(file.fileno())
-                status = os.fstat(file.fileno())
-                return Snapshot(file.read(), status, bits_of_others(file.fileno(), 0o066))
+                    check(descriptor)
+                bits = bits_of_others(descriptor, 0o066)
+                return Snapshot(file.read(), os.fstat(descriptor), bits)
         except FileNotFoundError:
             return None
 
@@ -1638,8 +1627,12 @@ class Place:
 
     def rename(self, suffix, target):
         # type: (str, str) -> None
-        ends = {"src_dir_fd": self.folder, "dst_dir_fd": self.folder}
-        os.replace(self.name + suffix, self.name + target, **ends)
+        os.replace(
+            self.name + suffix,
+            self.name + target,
+            src_dir_fd=self.folder,
+            dst_dir_fd=self.folder,
+        )
 
     def make_folders(self):
         # type: () -> None
@@ -1659,8 +1652,8 @@ class Place:
         # type: (bytes, Optional[int]) -> None
         """Write the successor of the file, 0600 or as the open file LIKE is."""
         self.remove(self.new)
-        descriptor = self.open(self.new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
+        with self.opened("xb", self.new) as file:
+            descriptor = file.fileno()
             if like is None or WINDOWS:
                 set_mode(descriptor, 0o600)
             else:
@@ -1668,25 +1661,19 @@ class Place:
             if bits_of_others(descriptor, 0o044):
                 self.is_exposed = not can_chmod(descriptor)
             write_and_sync(descriptor, content)
-        finally:
-            os.close(descriptor)
 
     def is_held(self):
         # type: () -> bool
-        """False if another process took our lock file over, believing us dead."""
-        if not self.word:
-            return True
-        with suppress(FileNotFoundError):
-            descriptor = self.open(f"{self.lock}ed", os.O_RDONLY)
-            try:
-                return os.read(descriptor, 99).decode("ascii", "replace") == self.word
-            finally:
-                os.close(descriptor)
+        """Whether the lock file is ours: another process may believe us dead."""
+        with suppress(FileNotFoundError), self.opened("rb", f"{self.lock}ed") as file:
+            return bool(file.read(99) == self.word.encode("ascii"))
         return False
 
     def check_held(self):
         # type: () -> None
-        require(self.is_held(), f"another process took over {self.path + self.lock}ed")
+        """Raise Failure if another process took over what stands in for our lock."""
+        if self.word and not self.is_held():
+            raise Failure(f"another process took over {self.path + self.lock}ed")
 
     def put_new(self):
         # type: () -> None
@@ -1718,23 +1705,20 @@ def try_lock(descriptor):
     return True
 
 
-def open_lock(place, hint):
-    # type: (Place, str) -> int
-    """A descriptor of the lock file, which is ours; raises OSError and Failure."""
-    descriptor = place.open(place.lock, os.O_RDWR | os.O_CREAT)
+def check_lock(place, descriptor, hint):
+    # type: (Place, int, str) -> None
+    """Make the open lock file private; raises Failure if it is not ours."""
     status = os.fstat(descriptor)
     if not is_ours(status):
-        os.close(descriptor)
         raise belongs_to(place.path + place.lock, status, hint)
     if status.st_nlink == 1:  # not of a hard link to another file
         set_mode(descriptor, 0o600)
-    return descriptor
 
 
-def age(place, suffix, word):
-    # type: (Place, str, str) -> float
+def age(place, suffix):
+    # type: (Place, str) -> float
     """How old a file is by the clock of its file system: a file made now tells."""
-    now = f"{place.lock}.{word}.now"
+    now = f"{place.lock}.{place.word}.now"
     os.close(place.open(now, os.O_CREAT | os.O_WRONLY))
     try:
         return place.status(now).st_mtime - place.status(suffix).st_mtime
@@ -1742,16 +1726,23 @@ def age(place, suffix, word):
         place.remove(now)
 
 
-def take_over_if_old(place, held, word):
-    # type: (Place, str, str) -> None
+def take_over_if_old(place, held):
+    # type: (Place, str) -> None
     """Remove the lock file HELD if its holder must have died."""
-    aside = f"{held}.{word}"
+    aside = f"{held}.{place.word}"
     with suppress(FileNotFoundError):  # another process was faster
-        if age(place, held, word) > MAX_HOLD:
+        if age(place, held) > MAX_HOLD:
             place.rename(held, aside)
-            if age(place, aside, word) < MAX_HOLD:  # of one that was faster
+            if age(place, aside) < MAX_HOLD:  # of one that was faster
                 place.rename(aside, held)
             place.remove(aside)
+
+
+def pause(end, message):
+    # type: (float, str) -> None
+    """Let others work for a moment; from END on, by the monotonic clock, a Failure."""
+    require(time.monotonic() < end, message)
+    time.sleep(LOCK_PAUSE)
 
 
 def wait_for_lock_file(place, end):
@@ -1761,21 +1752,16 @@ def wait_for_lock_file(place, end):
     held = f"{place.lock}ed"
     while True:
         try:
-            descriptor = place.open(held, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            with place.opened("xb", held) as file:
+                try:
+                    write_and_sync(file.fileno(), place.word.encode("ascii"))
+                except BaseException:
+                    place.remove(held)
+                    raise
+            break
         except FileExistsError:
-            take_over_if_old(place, held, place.word)
-            message = f"{place.path + held} is held by another process"
-            require(time.monotonic() < end, message)
-            time.sleep(LOCK_PAUSE)
-            continue
-        try:
-            write_and_sync(descriptor, place.word.encode("ascii"))
-        except BaseException:
-            place.remove(held)
-            raise
-        finally:
-            os.close(descriptor)
-        break
+            take_over_if_old(place, held)
+            pause(end, f"{place.path + held} is held by another process")
     name = os.path.basename(place.path)
     for each in place.names():  # of holders that died
         if each.startswith(f"{name}{place.new}."):
@@ -1783,25 +1769,26 @@ def wait_for_lock_file(place, end):
     place.new = f"{place.new}.{place.word}"
 
 
-def wait_for_lock(place, hint, warn):
-    # type: (Place, str, Warn) -> int
+def wait_for_lock(place, hint):
+    # type: (Place, str) -> int
     """A descriptor that holds the lock; raises OSError, after 10 s Failure."""
     end = time.monotonic() + LOCK_TIMEOUT
     while True:
-        descriptor = open_lock(place, hint)
+        descriptor = place.open(place.lock, os.O_RDWR | os.O_CREAT)
         is_held = False
         try:
+            check_lock(place, descriptor, hint)
             while not try_lock(descriptor):
-                message = f"{place.path + place.lock} is locked by another process"
-                require(time.monotonic() < end, message)
-                time.sleep(LOCK_PAUSE)
+                pause(end, f"{place.path + place.lock} is locked by another process")
             with suppress(FileNotFoundError):  # its last holder removed it
                 is_held = os.path.samestat(place.status(place.lock), os.fstat(descriptor))
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            folder = dirname(place.path)
-            warn(f"{folder} does not support file locks; using a lock file instead")
+            place.warn(
+                f"{dirname(place.path)} does not support file locks; "
+                "using a lock file instead"
+            )
             wait_for_lock_file(place, end)
             is_held = True
         finally:
@@ -1825,8 +1812,8 @@ def remove_lock_file(place):
 
 
 @contextmanager
-def exclusive(place, warn, hint="", keep=True):
-    # type: (Place, Warn, str, bool) -> Iterator[None]
+def exclusive(place, hint, keep=True):
+    # type: (Place, str, bool) -> Iterator[None]
     """Hold the lock of PLACE, and KEEP its file; remove the successor at the end.
 
     HINT is the command to try where the lock file is not ours.
@@ -1834,13 +1821,13 @@ def exclusive(place, warn, hint="", keep=True):
     catch_signals()
     with ExitStack() as stack:
         stack.callback(remove_lock_file, place)
-        descriptor = wait_for_lock(place, hint, warn)
+        descriptor = wait_for_lock(place, hint)
         if WINDOWS and not keep:  # which removes nothing that is open
             stack.callback(remove_lock, place)
         stack.callback(os.close, descriptor)
         if not WINDOWS and not keep:
             stack.callback(remove_lock, place)
-        stack.callback(lambda: place.remove(place.new))
+        stack.callback(place.remove, place.new)
         yield
 
 
@@ -1851,15 +1838,15 @@ def read_key_file(path):
         return decoded_key(file.read(MAX_KEY_BYTES))
 
 
-def warn_of_modeless(place, warn):
-    # type: (Place, Warn) -> None
+def warn_of_modeless(place):
+    # type: (Place) -> None
     """Warn where others can read the successor, and no chmod can change that."""
     if place.is_exposed:
-        warn(f"others can read {place.path}: its file system has no permissions")
+        place.warn(f"others can read {place.path}: its file system has no permissions")
 
 
-def write_successor(place, edit, check, allowed, warn):
-    # type: (Place, Callable[[bytes], bytes], Check, int, Warn) -> None
+def write_successor(place, edit, check, allowed):
+    # type: (Place, Callable[[bytes], bytes], Check, int) -> None
     """Write what EDIT makes of the file beside it, with its owner and mode.
 
     ALLOWED is how others could use the file before. Raises OSError, and Failure if a file
@@ -1871,39 +1858,40 @@ def write_successor(place, edit, check, allowed, warn):
             check(descriptor)
             if bits_of_others(descriptor, 0o066) & ~allowed:
                 raise Failure(f"others put another file in the place of {place.path}")
-            warn_if_open(descriptor, place.path, 0o066, "600", warn)
+            warn_if_open(descriptor, place.path, 0o066, "600", place.warn)
             place.write_new(edit(file.read()), descriptor)
     except FileNotFoundError:
         place.write_new(edit(b""))
 
 
-def write_in_place(place, edit, seen, warn):
-    # type: (Place, Callable[[bytes], bytes], os.stat_result, Warn) -> None
+def write_in_place(place, edit, seen):
+    # type: (Place, Callable[[bytes], bytes], os.stat_result) -> None
     """Rewrite the file, which must be the one that was SEEN and have no other name.
 
     What needs more room is written first, so that a full disk damages nothing.
     """
     with place.opened("rb+") as file:
-        status = os.fstat(file.fileno())
+        descriptor = file.fileno()
+        status = os.fstat(descriptor)
         if not os.path.samestat(status, seen) or status.st_nlink != 1:
             raise Failure(
                 f"{place.path} was replaced during the update, or has another hard link"
             )
-        warn_if_open(file.fileno(), place.path, 0o066, "600", warn)
+        warn_if_open(descriptor, place.path, 0o066, "600", place.warn)
         before = file.read()
         after = edit(before)
         size = len(before)
         try:
-            write_and_sync(file.fileno(), after[size:])
+            write_and_sync(descriptor, after[size:])
             file.seek(0)
-            write_and_sync(file.fileno(), after)
+            write_and_sync(descriptor, after)
             size = len(after)
         finally:
             file.truncate(size)
 
 
-def rewrite_checked(place, edit, check, is_foreign, warn):
-    # type: (Place, Callable[[bytes], bytes], Check, bool, Warn) -> bool
+def rewrite_checked(place, edit, check, is_foreign):
+    # type: (Place, Callable[[bytes], bytes], Check, bool) -> bool
     """Replace the file by what EDIT makes of it; False where that changes nothing.
 
     CHECK raises Failure for a file that must not be written to. IS_FOREIGN says that
@@ -1915,16 +1903,18 @@ def rewrite_checked(place, edit, check, is_foreign, warn):
     place.make_folders()
     refusals = NO_NEW_FILE  # type: Tuple[int, ...]
     try:
-        with exclusive(place, warn, INJECT_TO_STDOUT, keep=False):
-            write_successor(place, edit, check, before.bits if before else 0, warn)
-            warn_of_modeless(place, warn)
+        with exclusive(place, INJECT_TO_STDOUT, keep=False):
+            write_successor(place, edit, check, before.bits if before else 0)
+            warn_of_modeless(place)
             refusals = NO_RENAME
             place.put_new()
     except OSError as error:
         if before is None or is_foreign or error.errno not in refusals:
             raise
-        warn(f"{place.path} is written in place: a crash during the write would corrupt it")
-        write_in_place(place, edit, before.status, warn)
+        place.warn(
+            f"{place.path} is written in place: a crash during the write would corrupt it"
+        )
+        write_in_place(place, edit, before.status)
     return True
 
 
@@ -1957,17 +1947,17 @@ def is_ignored(pattern, parts):
 def is_unignored(path):
     # type: (str) -> bool
     """Whether PATH is in a git work tree whose .gitignore files do not name it."""
-    folder, name = os.path.split(abspath(path))
-    parts = [name]
+    folder = abspath(path)
+    parts = []  # type: List[str]
     while folder != dirname(folder):
+        folder, name = os.path.split(folder)
+        parts.insert(0, name)
         for ignore in (".gitignore", ".git/info/exclude"):
             for line in reversed(first_lines(join(folder, ignore))):  # the last one decides
                 if is_ignored(line.strip().lstrip("!"), parts):
                     return line.startswith("!")
         if exists(join(folder, ".git")):
             return True
-        folder, name = os.path.split(folder)
-        parts.insert(0, name)
     return False
 
 
@@ -1979,7 +1969,7 @@ def rewrite_file(path, edit, is_explicit, warn):
     of the folder, or in a folder of its own into anybody's file. Returns whether anything
     changed, and what to call the file. Raises OSError and Failure.
     """
-    with closing(Place(path, ".llamactl-")) as place:
+    with closing(Place(path, ".llamactl-", warn)) as place:
         is_root = not WINDOWS and os.geteuid() == 0
         is_foreign = not all(is_ours(status) for _, status in place.trail)
         trail = place.trail
@@ -1999,11 +1989,12 @@ def rewrite_file(path, edit, is_explicit, warn):
             if not is_right and not any_owner:
                 raise belongs_to(path, status, hint)
             if is_foreign and (status.st_nlink > 1 or bits_of_others(descriptor, 0o044)):
-                message = f"others can read {path}, or it has another hard link"
-                raise Failure(message, INJECT_TO_STDOUT)
+                raise Failure(
+                    f"others can read {path}, or it has another hard link", INJECT_TO_STDOUT
+                )
 
         with acting_as(owner, place.path, hint):
-            changed = rewrite_checked(place, edit, check, is_foreign, warn)
+            changed = rewrite_checked(place, edit, check, is_foreign)
         label = path if place.path == abspath(path) else f"{path} (a link to {place.path})"
         uid = place.status().st_uid
         if is_root and uid != 0:
@@ -2018,73 +2009,42 @@ HINT_OWNER = f"run llamactl as that user, or {HINT_FOLDER}"
 STORE_VERSION = 1
 DAMAGED = ".damaged-"
 OFFICIAL_STORE = "profiles.db"
-PROVIDER_FIELDS = "issuer client_id token_endpoint revocation_endpoint".split()
-PROFILE_TEXTS = """api_key project_id project_name org_id api_key_id issuer sub email
-access_token refresh_token""".split()
+# each record of profiles.json with its fields and their kinds: `?` may be null or missing,
+# `*` is an object that has any number of the kind
+SHAPES = {
+    "store": "version=int current_environment=text? environments=environment*",
+    "environment": "current_profile=text? profiles=profile* login=login?",
+    "login": "provider=provider? device_code=text expires_at=number interval=number",
+    "profile": """auth_type=text provider=provider? api_key=text? api_key_id=text?
+        project_id=text? project_name=text? org_id=text? issuer=text? sub=text? email=text?
+        access_token=text? access_expires_at=number? refresh_token=text?""",
+    "provider": """issuer=text? client_id=text? token_endpoint=text?
+        revocation_endpoint=text?""",
+}
 
 
-def is_text_or_none(value):
-    # type: (Any) -> bool
-    return value is None or isinstance(value, str)
-
-
-def has_texts(record, names):
-    # type: (Any, Sequence[str]) -> bool
-    """Whether RECORD is an object whose NAMES are texts, null or missing."""
-    return isinstance(record, dict) and all(
-        is_text_or_none(record.get(name)) for name in names
-    )
-
-
-def is_provider_or_none(record):
-    # type: (Any) -> bool
-    return record is None or has_texts(record, PROVIDER_FIELDS)
-
-
-def is_profile(record):
-    # type: (Any) -> bool
-    if not has_texts(record, PROFILE_TEXTS) or not isinstance(record.get("auth_type"), str):
+def has_shape(value, kind):
+    # type: (Any, str) -> bool
+    """Whether VALUE, which comes from JSON, is of the KIND; SHAPES has those of objects."""
+    if kind.endswith("?"):
+        return value is None or has_shape(value, kind[:-1])
+    if kind == "number":
+        return is_number(value)
+    if kind == "int":
+        return type(value) is int
+    if kind == "text":
+        return isinstance(value, str)
+    if not isinstance(value, dict):
         return False
-    expires_at = record.get("access_expires_at")
-    if expires_at is not None and not is_number(expires_at):
-        return False
-    return is_provider_or_none(record.get("provider"))
-
-
-def is_waiting_login(record):
-    # type: (Any) -> bool
-    return (
-        isinstance(record, dict)
-        and is_provider_or_none(record.get("provider"))
-        and isinstance(record.get("device_code"), str)
-        and is_number(record.get("expires_at"))
-        and is_number(record.get("interval"))
-    )
-
-
-def is_environment(record):
-    # type: (Any) -> bool
-    """Whether RECORD has the shape of an Environment."""
-    if not has_texts(record, ("current_profile",)):
-        return False
-    profiles = record.get("profiles")
-    login = record.get("login")
-    return (
-        isinstance(profiles, dict)
-        and all(is_profile(profile) for profile in profiles.values())
-        and (login is None or is_waiting_login(login))
-    )
+    if kind.endswith("*"):
+        return all(has_shape(each, kind[:-1]) for each in value.values())
+    fields = [each.split("=") for each in SHAPES[kind].split()]
+    return all(has_shape(value.get(name), each) for name, each in fields)
 
 
 def is_store(data):
     # type: (Any) -> TypeGuard[StoreData]
-    environments = data.get("environments")
-    return (
-        type(data.get("version")) is int
-        and is_text_or_none(data.get("current_environment"))
-        and isinstance(environments, dict)
-        and all(is_environment(environment) for environment in environments.values())
-    )
+    return has_shape(data, "store")
 
 
 def serialized_store(data):
@@ -2137,7 +2097,7 @@ class Store:
             return new_store()
         with self.opened("read"):
             data = self._read()
-            self._warn_if_open()
+            self._tighten_or_warn(is_change=False)
             return data
 
     @contextmanager
@@ -2148,7 +2108,7 @@ class Store:
         Raises Failure where a part of it belongs to anybody else.
         """
         path = join(self.folder, STORE_NAME)
-        with naming_path(path, verb, hint), closing(Place(path, ".")) as place:
+        with naming_path(path, verb, hint), closing(Place(path, ".", self.warn)) as place:
             self._place = place
             self.path = place.path
             owner = user_to_become(place.trail, True, HINT_OWNER)
@@ -2158,30 +2118,29 @@ class Store:
                     f"{dirname(place.path)} belongs to {name}; working there as {name}"
                 )
             with acting_as(owner, place.path, HINT_FOLDER):
-                self._refuse_strangers(owner)
+                self._refuse_strangers(place, owner)
                 yield
 
-    def _refuse_strangers(self, owner):
-        # type: (Optional[int]) -> None
+    def _refuse_strangers(self, place, owner):
+        # type: (Place, Optional[int]) -> None
         """Raise Failure for a file or lock that is neither ours nor root's.
 
         Where root acts as OWNER, a link of that user's must not lead to root's either.
         """
         links = [
             path
-            for path, status in self._place.trail
+            for path, status in place.trail
             if stat.S_ISLNK(status.st_mode) and status.st_uid == owner
         ]
-        statuses = [self._place.trail[-1][1]] if links else []
-        for suffix in ("", self._place.lock):
+        statuses = [place.trail[-1][1]] if links else []
+        for suffix in ("", place.lock):
             with suppress(FileNotFoundError):
-                statuses.append(self._place.status(suffix))
+                statuses.append(place.status(suffix))
         for status in statuses:
             if not is_ours(status):
                 raise belongs_to(self.path, status, HINT_OWNER)
             if links and status.st_uid != owner:
-                owner_name = user_name(status.st_uid)
-                raise Failure(f"{links[0]} points to a file of {owner_name}")
+                raise Failure(f"{links[0]} points to a file of {user_name(status.st_uid)}")
 
     def _check_owner(self, descriptor):
         # type: (int) -> None
@@ -2198,35 +2157,42 @@ class Store:
         data = parse_object(snapshot.content) or {}  # type: Any
         version = data.get("version")
         if type(version) is int and version > STORE_VERSION:
-            message = f"{self.path} was written by a newer llamactl.py and is left alone"
-            raise Failure(message)
+            raise Failure(
+                f"{self.path} was written by a newer llamactl.py and is left alone"
+            )
         if not is_store(data):
-            message = f"{self.path} is damaged; the next change moves it aside"
-            raise Damaged(message, HINT_LOGIN)
+            raise Damaged(
+                f"{self.path} is damaged; the next change moves it aside", HINT_LOGIN
+            )
         return data
 
-    def _warn_if_open(self):
-        # type: () -> None
-        """Warn where others can write to the folder, or use a file of ours."""
+    def _tighten_or_warn(self, is_change):
+        # type: (bool) -> None
+        """Warn where others can write to the folder, or use a file of ours.
+
+        Before a change that file becomes private, where its file system has modes.
+        """
         if WINDOWS:
             return
         with suppress(OSError), self._place.opened_folder() as folder:
             warn_if_open(folder, dirname(self.path), 0o022, "go-w", self.warn)
         with suppress(OSError), self._place.opened("rb") as file:
-            if os.fstat(file.fileno()).st_uid == os.geteuid():
-                warn_if_open(file.fileno(), self.path, 0o066, "600", self.warn)
+            descriptor = file.fileno()
+            status = os.fstat(descriptor)
+            if status.st_uid == os.geteuid():
+                if is_change and status.st_mode & 0o077:
+                    set_mode(descriptor, 0o600)
+                warn_if_open(descriptor, self.path, 0o066, "600", self.warn)
 
     @contextmanager
     def change(self):
         # type: () -> Iterator[StoreData]
         """Lock the store, yield its content, and write what the caller made of it."""
-        if not self.folder:
-            message = "there is no home directory to keep profiles in"
-            raise Failure(message, HINT_FOLDER)
+        require(self.folder, "there is no home directory to keep profiles in", HINT_FOLDER)
         with self.opened("changed"):
             self._place.read(self._check_owner)
             self._place.make_folders()
-            with exclusive(self._place, self.warn, HINT_OWNER):
+            with exclusive(self._place, HINT_OWNER):
                 data = self._read_for_change()
                 yield data
                 self.save(data)
@@ -2234,7 +2200,7 @@ class Store:
     def _read_for_change(self):
         # type: () -> StoreData
         """The content of a file that is private from now on, or moved aside if damaged."""
-        self._make_private()
+        self._tighten_or_warn(is_change=True)
         try:
             data = self._read()
             serialized_store(data)
@@ -2243,20 +2209,12 @@ class Store:
             return self._read_for_change()
         return data
 
-    def _make_private(self):
-        # type: () -> None
-        with suppress(FileNotFoundError), self._place.opened("rb") as file:
-            status = os.fstat(file.fileno())
-            if not WINDOWS and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-                set_mode(file.fileno(), 0o600)
-        self._warn_if_open()
-
     def save(self, data):
         # type: (StoreData) -> None
         """Write DATA unless the file says the same; for whoever holds the lock."""
         if data != self._read():
             self._place.write_new(serialized_store(data))
-            warn_of_modeless(self._place, self.warn)
+            warn_of_modeless(self._place)
             self._place.put_new()
 
     def check_writable(self):
@@ -2287,10 +2245,9 @@ class Store:
         """What was moved aside; the folder itself where that cannot be known."""
         folder = dirname(self.path)
         try:
-            names = os.listdir(folder)
+            return [join(folder, name) for name in os.listdir(folder) if DAMAGED in name]
         except OSError:
             return [folder]
-        return [join(folder, name) for name in names if DAMAGED in name]
 
 
 # ==== http: the one place that sends anything; urllib and ssl live here
