@@ -2018,8 +2018,7 @@ SHAPES = {
     "profile": """auth_type=text provider=provider? api_key=text? api_key_id=text?
         project_id=text? project_name=text? org_id=text? issuer=text? sub=text? email=text?
         access_token=text? access_expires_at=number? refresh_token=text?""",
-    "provider": """issuer=text? client_id=text? token_endpoint=text?
-        revocation_endpoint=text?""",
+    "provider": "issuer=text client_id=text token_endpoint=text revocation_endpoint=text?",
 }
 
 
@@ -2791,7 +2790,7 @@ def checked_provider(provider, api_url):
     # type: (Provider, str) -> Provider
     """PROVIDER, if the environment API_URL allows secrets to go there; raises Failure."""
     trusted_url(provider["token_endpoint"], api_url)
-    if provider["revocation_endpoint"] is not None:
+    if provider.get("revocation_endpoint") is not None:
         trusted_url(provider["revocation_endpoint"], api_url)
     return provider
 
@@ -2799,7 +2798,7 @@ def checked_provider(provider, api_url):
 def stored_provider(provider, api_url):
     # type: (Optional[Provider], str) -> Provider
     """The PROVIDER that was stored with a login, checked again; raises Failure."""
-    if not provider or not provider.get("token_endpoint"):
+    if not provider:
         raise Failure("the login was stored without its identity provider")
     return checked_provider(provider, api_url)
 
@@ -3503,7 +3502,7 @@ class Session:
         provider = self.profile.get("provider")
         if not provider:
             return
-        url = checked_provider(provider, self.plane.api_url)["revocation_endpoint"]
+        url = checked_provider(provider, self.plane.api_url).get("revocation_endpoint")
         token = self.profile.get("refresh_token")
         if url and token:
             self.post_once(
