@@ -159,16 +159,6 @@ if TYPE_CHECKING:
         host_name: str
         program_on_stdin: bool
 
-    class EnvPart(NamedTuple):
-        """A line of a .env file, or an assignment with all the lines of its value."""
-
-        text: str
-        prefix: str  # indentation and `export `
-        name: str  # empty where it assigns nothing
-        comment: str
-        ending: str  # the line end; empty at the end of the file
-        ends_in_backslash: bool  # which joins the next line to it
-
     class Snapshot(NamedTuple):
         content: bytes
         status: os.stat_result  # of the very file that was read
@@ -224,7 +214,6 @@ if TYPE_CHECKING:
         sources: "Mapping[str, Optional[str]]"  # each value's name, and where it came from
 else:
     ProcessValues = namedtuple("ProcessValues", "variables home host_name program_on_stdin")
-    EnvPart = namedtuple("EnvPart", "text prefix name comment ending ends_in_backslash")
     Snapshot = namedtuple("Snapshot", "content status bits")
     CaBundle = namedtuple("CaBundle", "file folder source")
     Proxy = namedtuple("Proxy", "url address source")
@@ -863,14 +852,12 @@ def output_text(value, output, columns):
 
 
 # ==== dotenv: quoting a value, updating the text of a .env file; no input, no output
-ASSIGNMENT = re.compile(r"([ \t]*(?:export[ \t]+)?)([^=#\s'\"`]+)[ \t]*=[ \t]*")
-QUOTED = re.compile(  # a value in quotes that nothing but a comment follows
-    r"""(?s)(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'|`[^`]*`)(?=[ \t]*(?:#|[\r\n]|\Z))"""
-)
-COMMENT = re.compile(r"(?<=[ \t])#[^\r\n]*")
-COMMENT_BEHIND_QUOTES = re.compile(r"#[^\r\n]*")
-LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
-LINE_END = re.compile(r"\r\n|\n|\r|\Z")
+ASSIGNMENT = r"([ \t]*(?:export[ \t]+)?)([^=#\s'\"`]+)[ \t]*=[ \t]*"
+# a value in quotes that nothing but a comment follows, and any other up to its comment
+QUOTED = r"""(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'|`[^`]*`)[ \t]*(?=[#\r\n]|\Z)"""
+BARE = r"[^#\r\n]*(?:(?<![ \t])#[^#\r\n]*)*"
+LINE = r"[^\r\n]*(\r\n|\n|\r|\Z)"
+ENV_PART = rf"(?s)(?:{ASSIGNMENT}(?:{QUOTED}|{BARE})(#[^\r\n]*)?)?{LINE}"
 
 
 def env_value(value):
@@ -893,8 +880,8 @@ def unable_readers(value):
     readers = ["docker --env-file"]  # it takes quotes for a part of the value
     # python-dotenv expands ${...} in any quotes, unescapes backslashes in single ones, and
     # neither dollar signs nor backticks in double ones
-    unescaped = r"[$`]|\\$" if quoted.startswith('"') else r"\\\\|\\$"
-    if "${" in value or re.search(unescaped, value):
+    misread = r"[$`]|\\$" if quoted.startswith('"') else r"\$\{|\\\\|\\$"
+    if re.search(misread, value):
         readers.append("python-dotenv")
     if "$" in value:
         readers += ["Next.js", "Vite"]  # which expand it in any quotes
@@ -914,58 +901,36 @@ def usual_line_end(text):
     """The line end for new lines of TEXT: its own, a lone \\n before a lone \\r."""
     if text.endswith("\r"):
         return "\r"
-    found = re.search(r"(?<!\r)\n", text) or re.search(r"\r\n?", text)
-    return found.group() if found else "\n"
+    match = re.search(r"(?<!\r)\n", text) or re.search(r"\r\n?", text)
+    return match.group() if match else "\n"
 
 
 def joins_next_line(line):
     # type: (str) -> bool
     """Whether LINE ends in a backslash that is not escaped itself."""
-    body = line.rstrip("\r\n")
-    return (len(body) - len(body.rstrip("\\"))) % 2 == 1
-
-
-def scan_part(text, at):
-    # type: (str, int) -> EnvPart
-    """What TEXT holds from AT: a line, or an assignment to the end of its quoted value."""
-    prefix = ""
-    name = ""
-    value_at = at
-    comment_pattern = COMMENT
-    start = ASSIGNMENT.match(text, at)
-    if start:
-        prefix, name = start.groups()
-        value_at = start.end()
-        quoted = QUOTED.match(text, value_at)
-        if quoted:
-            value_at = quoted.end()
-            comment_pattern = COMMENT_BEHIND_QUOTES
-    line_end = next(LINE_END.finditer(text, value_at))
-    comment = comment_pattern.search(text, value_at, line_end.start())
-    return EnvPart(
-        text[at : line_end.end()],
-        prefix,
-        name,
-        comment.group() if comment else "",
-        line_end.group(),
-        joins_next_line(text[value_at : line_end.start()]),
-    )
+    return line.rstrip("\r\n").replace("\\\\", "").endswith("\\")
 
 
 def scan_env(text, names):
-    # type: (str, Container[str]) -> Iterator[EnvPart]
-    """The parts of a .env TEXT; what backslashes join to a value of NAMES belongs to it."""
+    # type: (str, Container[str]) -> Iterator[Tuple[str, str, str, str, str]]
+    """The parts of a .env TEXT: each its prefix, name, comment, line end, and all of it.
+
+    A part is a line, or an assignment with all the lines of its value; what backslashes
+    join to a value of NAMES belongs to it. The prefix is indentation and `export `; the
+    name is empty where the part assigns nothing.
+    """
     at = 0
     while at < len(text):
-        part = scan_part(text, at)
-        at += len(part.text)
-        is_named = part.name in names and not part.comment
-        while is_named and part.ends_in_backslash and at < len(text):
-            line = next(LINE.finditer(text, at)).group()
-            at += len(line)
-            ending = line[len(line.rstrip("\r\n")) :]
-            part = part._replace(ending=ending, ends_in_backslash=joins_next_line(line))
-        yield part
+        start = at
+        match = next(re.compile(ENV_PART).finditer(text, start))
+        prefix, name, comment, ending = match.groups("")
+        at = match.end()
+        is_named = name in names and not comment
+        while is_named and joins_next_line(match.group()) and at < len(text):
+            match = next(re.compile(LINE).finditer(text, at))
+            ending = match.group(1)
+            at = match.end()
+        yield prefix, name, comment, ending, text[start:at]
 
 
 def updated_env(text, values):
@@ -975,36 +940,35 @@ def updated_env(text, values):
     text = text[len(mark) :]
     lines = env_lines(values)
     missing = dict(lines)
-    ending = usual_line_end(text)
+    usual_end = usual_line_end(text)
     pieces = [mark]
-    prefixes = []
-    is_continuation = False  # of the line above, to a shell and to systemd
-    ends_in_backslash = False
-    for part in scan_env(text, lines):
-        if part.name:
-            prefixes.append(part.prefix)
-        if part.name in lines:
-            if part.comment:  # Docker and systemd would read it as part of the value
-                indentation = part.prefix.partition("export")[0]
-                pieces += [indentation, part.comment, ending]
-            pieces += [part.prefix, lines[part.name], part.ending]
-            if not is_continuation:
-                missing.pop(part.name, None)
-            ends_in_backslash = False
-        else:
-            pieces.append(part.text)
-            ends_in_backslash = part.ends_in_backslash
-        is_continuation = ends_in_backslash and not part.text.lstrip().startswith("#")
-    if not missing:
-        return "".join(pieces)
-    export = "export " if prefixes and all("export" in each for each in prefixes) else ""
+    exports = set()
+    line_above = ""  # empty where it is one of ours
+    for prefix, name, comment, ending, part in scan_env(text, lines):
+        if name:
+            exports.add("export" in prefix)
+        if name not in lines:
+            pieces.append(part)
+            line_above = part
+            continue
+        if comment:  # Docker and systemd would read it as part of the value
+            indentation = prefix.partition("export")[0]
+            pieces += [indentation, comment, usual_end]
+        pieces += [prefix, lines[name], ending]
+        # else it continues that line, to a shell and to systemd
+        if not joins_next_line(line_above) or line_above.lstrip().startswith("#"):
+            missing.pop(name, None)
+        line_above = ""
+    export = "export " if exports == {True} else ""
     new_lines = [export + line for line in missing.values()]
-    if ends_in_backslash:  # a blank line ends what that would continue
+    if missing and joins_next_line(line_above):  # a blank line ends what it continues
         new_lines.insert(0, "")
-    block = ending.join(new_lines)
-    if not text or text.endswith(("\n", "\r")):
-        return "".join(pieces) + block + ending
-    return "".join(pieces) + ending + block  # a last line end that is missing stays missing
+    for line in new_lines:  # a last line end that is missing stays missing
+        if not text or text.endswith(("\n", "\r")):
+            pieces += [line, usual_end]
+        else:
+            pieces += [usual_end, line]
+    return "".join(pieces)
 
 
 # ==== terminal: data to stdout, words to stderr, questions where somebody can answer
