@@ -357,7 +357,7 @@ class Process(ProcessValues):
     def prefers_profile(self):
         # type: () -> bool
         word = self.get(VAR_USE_PROFILE) or ""
-        return word.lower() in ("1", "true", "yes", "on", "t", "y")
+        return word.lower() in "1 true yes on t y".split()
 
     def timeout(self, default):
         # type: (float) -> float
@@ -365,7 +365,7 @@ class Process(ProcessValues):
         text = self.get(VAR_TIMEOUT)
         if text is None:
             return default
-        if not re.fullmatch("[0-9]{1,3}", text) or int(text) == 0:
+        if not re.fullmatch("(?!0+$)[0-9]{1,3}", text):
             raise misuse(f"{VAR_TIMEOUT} must be a whole number of seconds, 1 to 999")
         return float(text)
 
@@ -374,16 +374,13 @@ class Process(ProcessValues):
         """The folder of profiles.json as an absolute path; None where there is no home."""
         path = self.get(VAR_FOLDER)
         if path is None:
-            shared = self.get("APPDATA" if WINDOWS else "XDG_CONFIG_HOME")
-            if shared is None or not isabs(shared):
-                shared = "~/.config"
-            path = join(shared, "llamactl")
+            shared = self.get("APPDATA" if WINDOWS else "XDG_CONFIG_HOME") or ""
+            path = join(shared if isabs(shared) else "~/.config", "llamactl")
         if re.match(r"~([/\\]|$)", path):
-            if self.home is None:
-                return None
-            path = join(self.home, path[1:].lstrip("/\\"))
-        path = os.path.expanduser(path)
-        if path.startswith("~"):  # of a user who does not exist
+            path = join(self.home or "~", path[1:].lstrip("/\\"))
+        else:
+            path = os.path.expanduser(path)
+        if path.startswith("~"):  # there is no home, or no such user
             return None
         with suppress(OSError):  # the working folder may be gone
             return abspath(path)
@@ -397,10 +394,9 @@ def read_process():
     home = os.path.expanduser("~")  # type: Optional[str]
     if variables.get("HOME") == "" or not isabs(str(home)):
         home = None
+    host_name = variables.get("COMPUTERNAME", "")
     if hasattr(os, "uname"):
         host_name = os.uname().nodename
-    else:
-        host_name = variables.get("COMPUTERNAME", "")
     # `python3 -` and `python3 < llamactl.py` leave these names; a file and -m leave a path
     program_on_stdin = sys.argv[0] in ("-", "")
     return Process(variables, home, host_name or "unknown", program_on_stdin)
@@ -427,8 +423,11 @@ def ending_signals():
     import signal
 
     names = ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTERM")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    return [
+        number
+        for number in signal.Signals
+        if number.name in names and signal.getsignal(number) != signal.SIG_IGN
+    ]
 
 
 def catch_signals():
@@ -453,25 +452,22 @@ def uninterrupted(tell):
     import signal
 
     caught = []  # type: List[int]
-    handlers = {}
 
     def note(number, _):
         # type: (int, Any) -> None
         caught.append(number)
         tell("finishing first; please wait")
 
-    try:
+    with ExitStack() as stack:
         with suppress(ValueError):  # only the main thread may
             for number in ending_signals():
-                handlers[number] = signal.signal(number, note)
-        yield
-    except Failure as failure:
-        if not caught:
-            raise
-        tell(f"error: {failure.message}")
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+                stack.callback(signal.signal, number, signal.signal(number, note))
+        try:
+            yield
+        except Failure as failure:
+            if not caught:
+                raise
+            tell(f"error: {failure.message}")
     if caught:
         raise Interrupted(caught[0])
 
@@ -489,8 +485,8 @@ def replace_process(command, variables):
             from shutil import which
 
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's
-            found = which(program) or program  # which may end in .cmd
-            return subprocess.call([found] + command[1:], env=variables)
+            # which() may add .cmd
+            return subprocess.call([which(program) or program] + command[1:], env=variables)
         # Python ignores these, which other programs die of
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -524,16 +520,15 @@ def masked(text, secrets):
 def without_password(word):
     # type: (str) -> str
     """WORD, if it is an address, without its user (of the web) or its password."""
-    scheme, slashes, rest = word.partition("//")
-    login, at, host = rest.rpartition("@")
-    user, colon, password = login.partition(":")
-    is_login = not re.search("[/?#]", login)
-    if colon and not re.search("[/?#]", user) and not re.match("[0-9]+/", password):
-        is_login = True  # a password may hold what should be encoded
+    scheme, _, rest = word.partition("//")
+    # a password may hold what should be encoded; digits and a slash are a port and a path
+    login = re.fullmatch("([^:/?#]*)(:(?![0-9]+/).*)?@[^@]*", rest)
     is_web = scheme.lower().endswith(("http:", "https:"))
-    if not slashes or not at or not is_login or not (colon or is_web):
+    if login is None or not (login.group(2) or is_web):
         return word
-    return f"{scheme}//{'' if is_web else user + ':'}{MASK}@{host}"
+    user = "" if is_web else f"{login.group(1)}:"
+    host = rest.rpartition("@")[2]
+    return f"{scheme}//{user}{MASK}@{host}"
 
 
 def without_passwords(text):
@@ -554,8 +549,7 @@ def shortened(text, limit=300):
 
 def is_uuid(text):
     # type: (str) -> bool
-    uuid = "(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    return bool(re.fullmatch(uuid, text))
+    return bool(re.fullmatch("(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text))
 
 
 def quotable(word):
@@ -592,8 +586,7 @@ def require_plain(text, name):
     if not text:
         raise misuse(f"{name} is empty")
     if not is_plain(text):
-        message = f"{name} contains white space or characters that are not ASCII"
-        raise misuse(message)
+        raise misuse(f"{name} contains white space or characters that are not ASCII")
     return text
 
 
@@ -606,8 +599,7 @@ def clean_key(text):
     text = re.sub("\x1b\\[20[01]~", "", text).strip()
     if re.match("(export )?[A-Z][A-Z0-9_]*=", text):
         raise misuse("the API key has a name in front of it; give the key alone")
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        text = text[1:-1]
+    text = re.sub(r"""(?s)^(["'])(.*)\1$""", r"\2", text)
     return require_plain(text, "the API key")
 
 
@@ -624,15 +616,15 @@ def split_url(url, rest):
     Raises ValueError. Written by hand because local commands do without urllib, and
     because urllib accepts what is no URL.
     """
-    host = r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)"
-    match = re.fullmatch(f"(?ai)(https?)://{host}(?::([0-9]{{1,5}}))?({rest})?", url)
+    pattern = r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?"
+    match = re.fullmatch(f"(?ai){pattern}({rest})?", url)
     if match is None:
         raise ValueError("not an http(s) URL")
-    scheme = match.group(1).lower()
-    port = int(match.group(3) or DEFAULT_PORTS[scheme])
+    scheme, host, digits, path = match.groups("")
+    port = int(digits or DEFAULT_PORTS[scheme.lower()])
     if not 0 < port < 65536:
         raise ValueError("not a port")
-    return scheme, match.group(2).lower(), port, match.group(4) or ""
+    return scheme.lower(), host.lower(), port, path
 
 
 LOOPBACK = (  # as resolvers write it, too
@@ -658,11 +650,10 @@ def normal_url(url):
         scheme, host, port, path = split_url(url, "/[a-z0-9._~%/@:,+=-]*")
     except ValueError:
         likely = DEFAULT_API_URL
-        host = r"(localhost|[0-9.]+|([A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,18})"
-        if re.fullmatch(f"{host}(:[0-9]+)?/?", url):
-            likely = f"http://{url}"
-            if not is_loopback(likely):
-                likely = f"https://{url}"
+        pattern = r"(localhost|[0-9.]+|([A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,18})(:[0-9]+)?/?"
+        if re.fullmatch(pattern, url):
+            scheme = "http" if is_loopback(f"http://{url}") else "https"
+            likely = f"{scheme}://{url}"
         message = "an API URL is http(s)://HOST, without user, query or fragment"
         raise misuse(message, f"llamactl environments add {likely}") from None
     place = host if port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
@@ -725,14 +716,14 @@ def find_choices(answer, shown, choices):
     whole = [value for value, label in choices if answer in (value, label)]
     if whole or not answer:
         return whole
-    part = answer.lower()
-    return [value for value, label in choices if part in f"{value}\n{label}".lower()]
+    answer = answer.lower()
+    return [value for value, label in choices if answer in f"{value}\n{label}".lower()]
 
 
-def is_number(value, above=float("-inf")):
+def is_number(value, above=-1e300):
     # type: (Any, float) -> bool
     """Whether VALUE is a JSON number of a size that arithmetic with times can bear."""
-    return type(value) in (int, float) and above < value and abs(value) < 1e300
+    return type(value) in (int, float) and above < value < 1e300
 
 
 def parse_object(content):
@@ -765,11 +756,10 @@ def json_text(value, indent=2):
 def yaml_scalar(value):
     # type: (Any) -> str
     """VALUE bare where YAML 1.1 and 1.2 both read that text as a string, else as JSON."""
-    special = r"(?i)null|true|false|yes|no|on|off|y|n|nan|inf|e[0-9]+"
-    bare = r"[A-Za-z_](?:[A-Za-z0-9_./@:+-]*[A-Za-z0-9_/])?"
-    is_bare = isinstance(value, str) and re.fullmatch(bare, value)
-    if is_bare and not re.fullmatch(special, value):
-        return str(value)
+    special = "null|true|false|yes|no|on|off|y|n|nan|inf|e[0-9]+"
+    bare = rf"(?ai)(?!(?:{special})\Z)[a-z_](?:[a-z0-9_./@:+-]*[a-z0-9_/])?"
+    if isinstance(value, str) and re.fullmatch(bare, value):
+        return value
     return json_text(value, indent=None)
 
 
@@ -808,7 +798,7 @@ def cell_width(text):
     from unicodedata import category, east_asian_width
 
     is_wide = [east_asian_width(character) in "FW" for character in text]
-    is_mark = [category(character) in ("Mn", "Me", "Cf") for character in text]
+    is_mark = [category(character) in "Mn Me Cf" for character in text]
     return len(text) + sum(is_wide) - sum(is_mark)
 
 
@@ -818,11 +808,8 @@ MAX_COLUMN = 200  # what is longer stands out, and pads no other row
 def table_text(headers, rows):
     # type: (Sequence[str], Sequence[Sequence[Any]]) -> str
     """A table without colour or truncation, two spaces between columns."""
-    lines = [list(headers)]
-    lines += [[cell_text(value) for value in row] for row in rows]
-    widths = [
-        min(max(cell_width(cell) for cell in column), MAX_COLUMN) for column in zip(*lines)
-    ]
+    lines = [[cell_text(value) for value in row] for row in [headers, *rows]]
+    widths = [min(max(map(cell_width, column)), MAX_COLUMN) for column in zip(*lines)]
     text = ""
     for line in lines:
         cells = [
@@ -989,7 +976,7 @@ def open_controlling_terminal():
 
 def is_terminal(stream):
     # type: (Any) -> bool
-    return stream is not None and not stream.closed and bool(stream.isatty())
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 class Terminal:
@@ -1076,7 +1063,7 @@ class Terminal:
     def can_ask(self):
         # type: () -> bool
         """Whether somebody can answer a question."""
-        is_ci = (self.process.get("CI") or "no").lower() not in ("false", "0", "no", "off")
+        is_ci = (self.process.get("CI") or "no").lower() not in "false 0 no off".split()
         if is_ci or self.process.get("TERM") == "dumb":
             return False
         return is_terminal(self.input) and is_terminal(sys.stderr)
@@ -1137,24 +1124,21 @@ class Terminal:
         if current in labels:
             question = f"{name.capitalize()}, by number or name [{labels[current]}]: "
         shown = choices
-        complaint = ""
+        self.show_menu(shown, current)
         while True:
-            self.show_menu(shown, current)
-            if complaint:
-                self.tell(complaint)
             answer = self.ask(question)
             if not answer and current in labels:
                 return str(current)
             matches = find_choices(answer, shown[:MENU_LENGTH], choices)
             if len(matches) == 1:
                 return matches[0]
-            complaint = ""
             if matches:
                 shown = [choice for choice in choices if choice[0] in matches]
-            else:
+            self.show_menu(shown, current)
+            if not matches:
                 word = answer or "an empty answer"
                 count = len(shown[:MENU_LENGTH])
-                complaint = f"{word} is not on the list (1 to {count})"
+                self.tell(f"{word} is not on the list (1 to {count})")
 
     def show_menu(self, choices, current):
         # type: (Choices, Optional[str]) -> None
@@ -1217,9 +1201,10 @@ class Terminal:
         # type: () -> str
         """The key that stdin holds."""
         if self.process.program_on_stdin:
-            message = "standard input holds the program, so it cannot hold the key as well"
-            hint = "llamactl auth token --api-key-file PATH --project ID"
-            raise misuse(message, hint)
+            raise misuse(
+                "standard input holds the program, so it cannot hold the key as well",
+                "llamactl auth token --api-key-file PATH --project ID",
+            )
         require(sys.stdin is not None, "standard input is closed", code=EXIT_USAGE)
         return decoded_key(sys.stdin.buffer.read(MAX_KEY_BYTES))
 
