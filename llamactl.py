@@ -159,16 +159,6 @@ if TYPE_CHECKING:
         host_name: str
         program_on_stdin: bool
 
-    class EnvPart(NamedTuple):
-        """A line of a .env file, or an assignment with all the lines of its value."""
-
-        text: str
-        prefix: str  # indentation and `export `
-        name: str  # empty where it assigns nothing
-        comment: str
-        ending: str  # the line end; empty at the end of the file
-        ends_in_backslash: bool  # which joins the next line to it
-
     class Snapshot(NamedTuple):
         content: bytes
         status: os.stat_result  # of the very file that was read
@@ -224,7 +214,6 @@ if TYPE_CHECKING:
         sources: "Mapping[str, Optional[str]]"  # each value's name, and where it came from
 else:
     ProcessValues = namedtuple("ProcessValues", "variables home host_name program_on_stdin")
-    EnvPart = namedtuple("EnvPart", "text prefix name comment ending ends_in_backslash")
     Snapshot = namedtuple("Snapshot", "content status bits")
     CaBundle = namedtuple("CaBundle", "file folder source")
     Proxy = namedtuple("Proxy", "url address source")
@@ -368,7 +357,7 @@ class Process(ProcessValues):
     def prefers_profile(self):
         # type: () -> bool
         word = self.get(VAR_USE_PROFILE) or ""
-        return word.lower() in ("1", "true", "yes", "on", "t", "y")
+        return word.lower() in "1 true yes on t y".split()
 
     def timeout(self, default):
         # type: (float) -> float
@@ -376,7 +365,7 @@ class Process(ProcessValues):
         text = self.get(VAR_TIMEOUT)
         if text is None:
             return default
-        if not re.fullmatch("[0-9]{1,3}", text) or int(text) == 0:
+        if not re.fullmatch("(?!0+$)[0-9]{1,3}", text):
             raise misuse(f"{VAR_TIMEOUT} must be a whole number of seconds, 1 to 999")
         return float(text)
 
@@ -385,16 +374,13 @@ class Process(ProcessValues):
         """The folder of profiles.json as an absolute path; None where there is no home."""
         path = self.get(VAR_FOLDER)
         if path is None:
-            shared = self.get("APPDATA" if WINDOWS else "XDG_CONFIG_HOME")
-            if shared is None or not isabs(shared):
-                shared = "~/.config"
-            path = join(shared, "llamactl")
+            shared = self.get("APPDATA" if WINDOWS else "XDG_CONFIG_HOME") or ""
+            path = join(shared if isabs(shared) else "~/.config", "llamactl")
         if re.match(r"~([/\\]|$)", path):
-            if self.home is None:
-                return None
-            path = join(self.home, path[1:].lstrip("/\\"))
-        path = os.path.expanduser(path)
-        if path.startswith("~"):  # of a user who does not exist
+            path = join(self.home or "~", path[1:].lstrip("/\\"))
+        else:
+            path = os.path.expanduser(path)
+        if path.startswith("~"):  # there is no home, or no such user
             return None
         with suppress(OSError):  # the working folder may be gone
             return abspath(path)
@@ -408,10 +394,9 @@ def read_process():
     home = os.path.expanduser("~")  # type: Optional[str]
     if variables.get("HOME") == "" or not isabs(str(home)):
         home = None
+    host_name = variables.get("COMPUTERNAME", "")
     if hasattr(os, "uname"):
         host_name = os.uname().nodename
-    else:
-        host_name = variables.get("COMPUTERNAME", "")
     # `python3 -` and `python3 < llamactl.py` leave these names; a file and -m leave a path
     program_on_stdin = sys.argv[0] in ("-", "")
     return Process(variables, home, host_name or "unknown", program_on_stdin)
@@ -438,8 +423,11 @@ def ending_signals():
     import signal
 
     names = ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTERM")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    return [
+        number
+        for number in signal.Signals
+        if number.name in names and signal.getsignal(number) != signal.SIG_IGN
+    ]
 
 
 def catch_signals():
@@ -464,25 +452,22 @@ def uninterrupted(tell):
     import signal
 
     caught = []  # type: List[int]
-    handlers = {}
 
     def note(number, _):
         # type: (int, Any) -> None
         caught.append(number)
         tell("finishing first; please wait")
 
-    try:
+    with ExitStack() as stack:
         with suppress(ValueError):  # only the main thread may
             for number in ending_signals():
-                handlers[number] = signal.signal(number, note)
-        yield
-    except Failure as failure:
-        if not caught:
-            raise
-        tell(f"error: {failure.message}")
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+                stack.callback(signal.signal, number, signal.signal(number, note))
+        try:
+            yield
+        except Failure as failure:
+            if not caught:
+                raise
+            tell(f"error: {failure.message}")
     if caught:
         raise Interrupted(caught[0])
 
@@ -500,8 +485,8 @@ def replace_process(command, variables):
             from shutil import which
 
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's
-            found = which(program) or program  # which may end in .cmd
-            return subprocess.call([found] + command[1:], env=variables)
+            # which() may add .cmd
+            return subprocess.call([which(program) or program] + command[1:], env=variables)
         # Python ignores these, which other programs die of
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -535,16 +520,15 @@ def masked(text, secrets):
 def without_password(word):
     # type: (str) -> str
     """WORD, if it is an address, without its user (of the web) or its password."""
-    scheme, slashes, rest = word.partition("//")
-    login, at, host = rest.rpartition("@")
-    user, colon, password = login.partition(":")
-    is_login = not re.search("[/?#]", login)
-    if colon and not re.search("[/?#]", user) and not re.match("[0-9]+/", password):
-        is_login = True  # a password may hold what should be encoded
+    scheme, _, rest = word.partition("//")
+    # a password may hold what should be encoded; digits and a slash are a port and a path
+    login = re.fullmatch("([^:/?#]*)(:(?![0-9]+/).*)?@[^@]*", rest)
     is_web = scheme.lower().endswith(("http:", "https:"))
-    if not slashes or not at or not is_login or not (colon or is_web):
+    if login is None or not (login.group(2) or is_web):
         return word
-    return f"{scheme}//{'' if is_web else user + ':'}{MASK}@{host}"
+    user = "" if is_web else f"{login.group(1)}:"
+    host = rest.rpartition("@")[2]
+    return f"{scheme}//{user}{MASK}@{host}"
 
 
 def without_passwords(text):
@@ -565,8 +549,7 @@ def shortened(text, limit=300):
 
 def is_uuid(text):
     # type: (str) -> bool
-    uuid = "(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    return bool(re.fullmatch(uuid, text))
+    return bool(re.fullmatch("(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text))
 
 
 def quotable(word):
@@ -603,8 +586,7 @@ def require_plain(text, name):
     if not text:
         raise misuse(f"{name} is empty")
     if not is_plain(text):
-        message = f"{name} contains white space or characters that are not ASCII"
-        raise misuse(message)
+        raise misuse(f"{name} contains white space or characters that are not ASCII")
     return text
 
 
@@ -617,8 +599,7 @@ def clean_key(text):
     text = re.sub("\x1b\\[20[01]~", "", text).strip()
     if re.match("(export )?[A-Z][A-Z0-9_]*=", text):
         raise misuse("the API key has a name in front of it; give the key alone")
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        text = text[1:-1]
+    text = re.sub(r"""(?s)^(["'])(.*)\1$""", r"\2", text)
     return require_plain(text, "the API key")
 
 
@@ -635,15 +616,15 @@ def split_url(url, rest):
     Raises ValueError. Written by hand because local commands do without urllib, and
     because urllib accepts what is no URL.
     """
-    host = r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)"
-    match = re.fullmatch(f"(?ai)(https?)://{host}(?::([0-9]{{1,5}}))?({rest})?", url)
+    pattern = r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?"
+    match = re.fullmatch(f"(?ai){pattern}({rest})?", url)
     if match is None:
         raise ValueError("not an http(s) URL")
-    scheme = match.group(1).lower()
-    port = int(match.group(3) or DEFAULT_PORTS[scheme])
+    scheme, host, digits, path = match.groups("")
+    port = int(digits or DEFAULT_PORTS[scheme.lower()])
     if not 0 < port < 65536:
         raise ValueError("not a port")
-    return scheme, match.group(2).lower(), port, match.group(4) or ""
+    return scheme.lower(), host.lower(), port, path
 
 
 LOOPBACK = (  # as resolvers write it, too
@@ -669,11 +650,10 @@ def normal_url(url):
         scheme, host, port, path = split_url(url, "/[a-z0-9._~%/@:,+=-]*")
     except ValueError:
         likely = DEFAULT_API_URL
-        host = r"(localhost|[0-9.]+|([A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,18})"
-        if re.fullmatch(f"{host}(:[0-9]+)?/?", url):
-            likely = f"http://{url}"
-            if not is_loopback(likely):
-                likely = f"https://{url}"
+        pattern = r"(localhost|[0-9.]+|([A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,18})(:[0-9]+)?/?"
+        if re.fullmatch(pattern, url):
+            scheme = "http" if is_loopback(f"http://{url}") else "https"
+            likely = f"{scheme}://{url}"
         message = "an API URL is http(s)://HOST, without user, query or fragment"
         raise misuse(message, f"llamactl environments add {likely}") from None
     place = host if port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
@@ -736,14 +716,14 @@ def find_choices(answer, shown, choices):
     whole = [value for value, label in choices if answer in (value, label)]
     if whole or not answer:
         return whole
-    part = answer.lower()
-    return [value for value, label in choices if part in f"{value}\n{label}".lower()]
+    answer = answer.lower()
+    return [value for value, label in choices if answer in f"{value}\n{label}".lower()]
 
 
-def is_number(value, above=float("-inf")):
+def is_number(value, above=-1e300):
     # type: (Any, float) -> bool
     """Whether VALUE is a JSON number of a size that arithmetic with times can bear."""
-    return type(value) in (int, float) and above < value and abs(value) < 1e300
+    return type(value) in (int, float) and above < value < 1e300
 
 
 def parse_object(content):
@@ -776,11 +756,10 @@ def json_text(value, indent=2):
 def yaml_scalar(value):
     # type: (Any) -> str
     """VALUE bare where YAML 1.1 and 1.2 both read that text as a string, else as JSON."""
-    special = r"(?i)null|true|false|yes|no|on|off|y|n|nan|inf|e[0-9]+"
-    bare = r"[A-Za-z_](?:[A-Za-z0-9_./@:+-]*[A-Za-z0-9_/])?"
-    is_bare = isinstance(value, str) and re.fullmatch(bare, value)
-    if is_bare and not re.fullmatch(special, value):
-        return str(value)
+    special = "null|true|false|yes|no|on|off|y|n|nan|inf|e[0-9]+"
+    bare = rf"(?ai)(?!(?:{special})\Z)[a-z_](?:[a-z0-9_./@:+-]*[a-z0-9_/])?"
+    if isinstance(value, str) and re.fullmatch(bare, value):
+        return value
     return json_text(value, indent=None)
 
 
@@ -819,7 +798,7 @@ def cell_width(text):
     from unicodedata import category, east_asian_width
 
     is_wide = [east_asian_width(character) in "FW" for character in text]
-    is_mark = [category(character) in ("Mn", "Me", "Cf") for character in text]
+    is_mark = [category(character) in "Mn Me Cf" for character in text]
     return len(text) + sum(is_wide) - sum(is_mark)
 
 
@@ -829,11 +808,8 @@ MAX_COLUMN = 200  # what is longer stands out, and pads no other row
 def table_text(headers, rows):
     # type: (Sequence[str], Sequence[Sequence[Any]]) -> str
     """A table without colour or truncation, two spaces between columns."""
-    lines = [list(headers)]
-    lines += [[cell_text(value) for value in row] for row in rows]
-    widths = [
-        min(max(cell_width(cell) for cell in column), MAX_COLUMN) for column in zip(*lines)
-    ]
+    lines = [[cell_text(value) for value in row] for row in [headers, *rows]]
+    widths = [min(max(map(cell_width, column)), MAX_COLUMN) for column in zip(*lines)]
     text = ""
     for line in lines:
         cells = [
@@ -863,14 +839,12 @@ def output_text(value, output, columns):
 
 
 # ==== dotenv: quoting a value, updating the text of a .env file; no input, no output
-ASSIGNMENT = re.compile(r"([ \t]*(?:export[ \t]+)?)([^=#\s'\"`]+)[ \t]*=[ \t]*")
-QUOTED = re.compile(  # a value in quotes that nothing but a comment follows
-    r"""(?s)(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'|`[^`]*`)(?=[ \t]*(?:#|[\r\n]|\Z))"""
-)
-COMMENT = re.compile(r"(?<=[ \t])#[^\r\n]*")
-COMMENT_BEHIND_QUOTES = re.compile(r"#[^\r\n]*")
-LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
-LINE_END = re.compile(r"\r\n|\n|\r|\Z")
+ASSIGNMENT = r"([ \t]*(?:export[ \t]+)?)([^=#\s'\"`]+)[ \t]*=[ \t]*"
+# a value in quotes that nothing but a comment follows, and any other up to its comment
+QUOTED = r"""(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'|`[^`]*`)[ \t]*(?=[#\r\n]|\Z)"""
+BARE = r"[^#\r\n]*(?:(?<![ \t])#[^#\r\n]*)*"
+LINE = r"[^\r\n]*(\r\n|\n|\r|\Z)"
+ENV_PART = rf"(?s)(?:{ASSIGNMENT}(?:{QUOTED}|{BARE})(#[^\r\n]*)?)?{LINE}"
 
 
 def env_value(value):
@@ -893,8 +867,8 @@ def unable_readers(value):
     readers = ["docker --env-file"]  # it takes quotes for a part of the value
     # python-dotenv expands ${...} in any quotes, unescapes backslashes in single ones, and
     # neither dollar signs nor backticks in double ones
-    unescaped = r"[$`]|\\$" if quoted.startswith('"') else r"\\\\|\\$"
-    if "${" in value or re.search(unescaped, value):
+    misread = r"[$`]|\\$" if quoted.startswith('"') else r"\$\{|\\\\|\\$"
+    if re.search(misread, value):
         readers.append("python-dotenv")
     if "$" in value:
         readers += ["Next.js", "Vite"]  # which expand it in any quotes
@@ -914,58 +888,36 @@ def usual_line_end(text):
     """The line end for new lines of TEXT: its own, a lone \\n before a lone \\r."""
     if text.endswith("\r"):
         return "\r"
-    found = re.search(r"(?<!\r)\n", text) or re.search(r"\r\n?", text)
-    return found.group() if found else "\n"
+    match = re.search(r"(?<!\r)\n", text) or re.search(r"\r\n?", text)
+    return match.group() if match else "\n"
 
 
 def joins_next_line(line):
     # type: (str) -> bool
     """Whether LINE ends in a backslash that is not escaped itself."""
-    body = line.rstrip("\r\n")
-    return (len(body) - len(body.rstrip("\\"))) % 2 == 1
-
-
-def scan_part(text, at):
-    # type: (str, int) -> EnvPart
-    """What TEXT holds from AT: a line, or an assignment to the end of its quoted value."""
-    prefix = ""
-    name = ""
-    value_at = at
-    comment_pattern = COMMENT
-    start = ASSIGNMENT.match(text, at)
-    if start:
-        prefix, name = start.groups()
-        value_at = start.end()
-        quoted = QUOTED.match(text, value_at)
-        if quoted:
-            value_at = quoted.end()
-            comment_pattern = COMMENT_BEHIND_QUOTES
-    line_end = next(LINE_END.finditer(text, value_at))
-    comment = comment_pattern.search(text, value_at, line_end.start())
-    return EnvPart(
-        text[at : line_end.end()],
-        prefix,
-        name,
-        comment.group() if comment else "",
-        line_end.group(),
-        joins_next_line(text[value_at : line_end.start()]),
-    )
+    return line.rstrip("\r\n").replace("\\\\", "").endswith("\\")
 
 
 def scan_env(text, names):
-    # type: (str, Container[str]) -> Iterator[EnvPart]
-    """The parts of a .env TEXT; what backslashes join to a value of NAMES belongs to it."""
+    # type: (str, Container[str]) -> Iterator[Tuple[str, str, str, str, str]]
+    """The parts of a .env TEXT: each its prefix, name, comment, line end, and all of it.
+
+    A part is a line, or an assignment with all the lines of its value; what backslashes
+    join to a value of NAMES belongs to it. The prefix is indentation and `export `; the
+    name is empty where the part assigns nothing.
+    """
     at = 0
     while at < len(text):
-        part = scan_part(text, at)
-        at += len(part.text)
-        is_named = part.name in names and not part.comment
-        while is_named and part.ends_in_backslash and at < len(text):
-            line = next(LINE.finditer(text, at)).group()
-            at += len(line)
-            ending = line[len(line.rstrip("\r\n")) :]
-            part = part._replace(ending=ending, ends_in_backslash=joins_next_line(line))
-        yield part
+        start = at
+        match = next(re.compile(ENV_PART).finditer(text, start))
+        prefix, name, comment, ending = match.groups("")
+        at = match.end()
+        is_named = name in names and not comment
+        while is_named and joins_next_line(match.group()) and at < len(text):
+            match = next(re.compile(LINE).finditer(text, at))
+            ending = match.group(1)
+            at = match.end()
+        yield prefix, name, comment, ending, text[start:at]
 
 
 def updated_env(text, values):
@@ -975,36 +927,35 @@ def updated_env(text, values):
     text = text[len(mark) :]
     lines = env_lines(values)
     missing = dict(lines)
-    ending = usual_line_end(text)
+    usual_end = usual_line_end(text)
     pieces = [mark]
-    prefixes = []
-    is_continuation = False  # of the line above, to a shell and to systemd
-    ends_in_backslash = False
-    for part in scan_env(text, lines):
-        if part.name:
-            prefixes.append(part.prefix)
-        if part.name in lines:
-            if part.comment:  # Docker and systemd would read it as part of the value
-                indentation = part.prefix.partition("export")[0]
-                pieces += [indentation, part.comment, ending]
-            pieces += [part.prefix, lines[part.name], part.ending]
-            if not is_continuation:
-                missing.pop(part.name, None)
-            ends_in_backslash = False
-        else:
-            pieces.append(part.text)
-            ends_in_backslash = part.ends_in_backslash
-        is_continuation = ends_in_backslash and not part.text.lstrip().startswith("#")
-    if not missing:
-        return "".join(pieces)
-    export = "export " if prefixes and all("export" in each for each in prefixes) else ""
+    exports = set()
+    line_above = ""  # empty where it is one of ours
+    for prefix, name, comment, ending, part in scan_env(text, lines):
+        if name:
+            exports.add("export" in prefix)
+        if name not in lines:
+            pieces.append(part)
+            line_above = part
+            continue
+        if comment:  # Docker and systemd would read it as part of the value
+            indentation = prefix.partition("export")[0]
+            pieces += [indentation, comment, usual_end]
+        pieces += [prefix, lines[name], ending]
+        # else it continues that line, to a shell and to systemd
+        if not joins_next_line(line_above) or line_above.lstrip().startswith("#"):
+            missing.pop(name, None)
+        line_above = ""
+    export = "export " if exports == {True} else ""
     new_lines = [export + line for line in missing.values()]
-    if ends_in_backslash:  # a blank line ends what that would continue
+    if missing and joins_next_line(line_above):  # a blank line ends what it continues
         new_lines.insert(0, "")
-    block = ending.join(new_lines)
-    if not text or text.endswith(("\n", "\r")):
-        return "".join(pieces) + block + ending
-    return "".join(pieces) + ending + block  # a last line end that is missing stays missing
+    for line in new_lines:  # a last line end that is missing stays missing
+        if not text or text.endswith(("\n", "\r")):
+            pieces += [line, usual_end]
+        else:
+            pieces += [usual_end, line]
+    return "".join(pieces)
 
 
 # ==== terminal: data to stdout, words to stderr, questions where somebody can answer
@@ -1025,7 +976,7 @@ def open_controlling_terminal():
 
 def is_terminal(stream):
     # type: (Any) -> bool
-    return stream is not None and not stream.closed and bool(stream.isatty())
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 class Terminal:
@@ -1112,7 +1063,7 @@ class Terminal:
     def can_ask(self):
         # type: () -> bool
         """Whether somebody can answer a question."""
-        is_ci = (self.process.get("CI") or "no").lower() not in ("false", "0", "no", "off")
+        is_ci = (self.process.get("CI") or "no").lower() not in "false 0 no off".split()
         if is_ci or self.process.get("TERM") == "dumb":
             return False
         return is_terminal(self.input) and is_terminal(sys.stderr)
@@ -1173,24 +1124,21 @@ class Terminal:
         if current in labels:
             question = f"{name.capitalize()}, by number or name [{labels[current]}]: "
         shown = choices
-        complaint = ""
+        self.show_menu(shown, current)
         while True:
-            self.show_menu(shown, current)
-            if complaint:
-                self.tell(complaint)
             answer = self.ask(question)
             if not answer and current in labels:
                 return str(current)
             matches = find_choices(answer, shown[:MENU_LENGTH], choices)
             if len(matches) == 1:
                 return matches[0]
-            complaint = ""
             if matches:
                 shown = [choice for choice in choices if choice[0] in matches]
-            else:
+            self.show_menu(shown, current)
+            if not matches:
                 word = answer or "an empty answer"
                 count = len(shown[:MENU_LENGTH])
-                complaint = f"{word} is not on the list (1 to {count})"
+                self.tell(f"{word} is not on the list (1 to {count})")
 
     def show_menu(self, choices, current):
         # type: (Choices, Optional[str]) -> None
@@ -1253,9 +1201,10 @@ class Terminal:
         # type: () -> str
         """The key that stdin holds."""
         if self.process.program_on_stdin:
-            message = "standard input holds the program, so it cannot hold the key as well"
-            hint = "llamactl auth token --api-key-file PATH --project ID"
-            raise misuse(message, hint)
+            raise misuse(
+                "standard input holds the program, so it cannot hold the key as well",
+                "llamactl auth token --api-key-file PATH --project ID",
+            )
         require(sys.stdin is not None, "standard input is closed", code=EXIT_USAGE)
         return decoded_key(sys.stdin.buffer.read(MAX_KEY_BYTES))
 
