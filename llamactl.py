@@ -1224,6 +1224,7 @@ shlex signal sqlite3 ssl threading traceback urllib.request"""
 INJECT_TO_STDOUT = "llamactl auth inject --env-file -"
 NO_NEW_FILE = (errno.EACCES, errno.EPERM, errno.EROFS)  # how a folder refuses one
 NO_RENAME = (errno.EBUSY, errno.EXDEV)  # how a file that is mounted refuses to be replaced
+F_FULLFSYNC = 51  # as macOS has it
 UNSUPPORTED = (  # how a file system says that it has no locks, or cannot sync
     errno.EINVAL,
     errno.ENOLCK,
@@ -1423,11 +1424,16 @@ def copy_access(source, target):
 
 def write_and_sync(descriptor, content):
     # type: (int, bytes) -> None
+    """Write CONTENT to an open file, and have it reach the drive; raises OSError."""
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]
     try:
         os.fsync(descriptor)
+        if MACOS:  # whose fsync may stop at the drive's cache
+            import fcntl
+
+            fcntl.fcntl(descriptor, F_FULLFSYNC)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise

@@ -4721,6 +4721,14 @@ class EnvFile(DiskCase):
 # ========================================================================================
 
 
+class MacOs(CommandCase):
+    def test_a_change_reaches_the_drive(self):
+        self.patch(MACOS=True)
+        with unittest.mock.patch.object(fcntl, "fcntl") as control:
+            self.done(f"auth token --api-key {KEY} --project proj-alpha")
+        self.assertEqual({call[0][1] for call in control.call_args_list}, {51})
+
+
 class OtherSystems(CommandCase):
     """The branches for Windows, walked here by simulation."""
 
