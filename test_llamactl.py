@@ -1748,7 +1748,7 @@ print("heavy and new:", *new & set("{heavy}".split()))
             hint: llamactl auth login
             [4]
             $ llamactl auth import --from-official
-            error: ...sqlite3...
+            error: this Python has no sqlite3 module, ...
             [1]
             """,
             before=f"import sys\nsys.modules.update(dict.fromkeys('{missing}'.split()))",
@@ -13874,12 +13874,11 @@ def run_named(name):
 
 def worker():
     """Run the classes that stdin names, and answer each by a line of JSON on stdout."""
-    asked = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what a test prints must not look like an answer
-    for line in asked:
-        print(json.dumps(run_named(line.strip())), file=answers, flush=True)
+    with os.fdopen(os.dup(0)) as asked, os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)  # what a test prints must not look like an answer
+        for line in asked:
+            print(json.dumps(run_named(line.strip())), file=answers, flush=True)
     return 0
 
 
