@@ -13603,14 +13603,6 @@ def make_official_store(path):
             INSERT INTO settings VALUES ('current_profile', 'old');""")
 
 
-def decide(cloud, word):
-    """Approve, deny or expire every login that waits; what to say of that."""
-    codes = cloud.pending()
-    for code in codes:
-        getattr(cloud, word)(code)
-    return f"{word}: {', '.join(codes) or 'no login is waiting'}"
-
-
 def sandbox():
     """Keep the stand-in up, say what to type, and decide about logins as it is told."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` in a script ignores it
@@ -13638,9 +13630,12 @@ Ctrl-C ends it and deletes that folder.""",
         flush=True,
     )
     try:
-        for line in sys.stdin if is_asked else ():
-            if line.strip() in ("approve", "deny", "expire"):
-                print(decide(cloud, line.strip()), flush=True)
+        for word in map(str.strip, sys.stdin if is_asked else ()):
+            if word in ("approve", "deny", "expire"):
+                codes = cloud.pending()
+                for code in codes:
+                    getattr(cloud, word)(code)
+                print(f"{word}: {', '.join(codes) or 'no login waits'}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print()
@@ -13736,13 +13731,8 @@ sys.exit(status != 0)
 
     def once(self, command):
         """Wall seconds, peak memory in KiB (macOS: bytes), seconds of CPU of a process."""
-        words = shlex.split(command)
-        if words[0] == "llamactl":
-            words[0] = PROGRAM
-        if words[0] != "sh":
-            words.insert(0, sys.executable)
-        measure = [sys.executable, "-I", "-S", "-c", self.MEASURE]
-        shown = subprocess.check_output(measure + words, env=self.env, cwd=self.home)
+        words = [sys.executable, "-I", "-S", "-c", self.MEASURE, *shlex.split(command)]
+        shown = subprocess.check_output(words, env=self.env, cwd=self.home)
         return [float(word) for word in shown.split()]
 
     def against(self, what, floor, command, limit, memory_limit=None, times=21):
@@ -13772,15 +13762,15 @@ sys.exit(status != 0)
 
     def start_up(self):
         self.store(3)
-        floor = "-c 'import argparse, json'"
+        floor = "python3 -c 'import argparse, json'"
         self.against("auth get, as a script", floor, "llamactl auth get", 1.8, 1.6)
         subprocess.check_call([sys.executable, "-m", "compileall", "-q", self.home])
-        installed = "-c 'import llamactl; llamactl.main()' auth get"
+        installed = "python3 -c 'import llamactl; llamactl.main()' auth get"
         self.against("auth get, installed", floor, installed, 1.25, 1.15)
 
     def network(self, stand_in):
         self.store(1, stand_in.url)
-        floor = "-c 'import urllib.request'"
+        floor = "python3 -c 'import urllib.request'"
         self.against("projects get over loopback", floor, "llamactl projects get", 1.6)
 
     def growth(self):
