@@ -1751,7 +1751,7 @@ print("heavy and new:", *new & set("{heavy}".split()))
             hint: llamactl auth login
             [4]
             $ llamactl auth import --from-official
-            error: ...sqlite3...
+            error: this Python has no sqlite3 module, ...
             [1]
             """,
             before=f"import sys\nsys.modules.update(dict.fromkeys('{missing}'.split()))",
@@ -10925,14 +10925,6 @@ def make_official_store(path):
             INSERT INTO settings VALUES ('current_profile', 'old');""")
 
 
-def decide(cloud, word):
-    """Approve, deny or expire every login that waits; what to say of that."""
-    codes = cloud.pending()
-    for code in codes:
-        getattr(cloud, word)(code)
-    return f"{word}: {', '.join(codes) or 'no login is waiting'}"
-
-
 def sandbox():
     """Keep the stand-in up, say what to type, and decide about logins as it is told."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` in a script ignores it
@@ -10960,9 +10952,12 @@ Ctrl-C ends it and deletes that folder.""",
         flush=True,
     )
     try:
-        for line in sys.stdin if is_asked else ():
-            if line.strip() in ("approve", "deny", "expire"):
-                print(decide(cloud, line.strip()), flush=True)
+        for word in map(str.strip, sys.stdin if is_asked else ()):
+            if word in ("approve", "deny", "expire"):
+                codes = cloud.pending()
+                for code in codes:
+                    getattr(cloud, word)(code)
+                print(f"{word}: {', '.join(codes) or 'no login waits'}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print()
@@ -11212,12 +11207,11 @@ def run_named(name):
 
 def worker():
     """Run the classes that stdin names, and answer each by a line of JSON on stdout."""
-    asked = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what a test prints must not look like an answer
-    for line in asked:
-        print(json.dumps(run_named(line.strip())), file=answers, flush=True)
+    with os.fdopen(os.dup(0)) as asked, os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)  # what a test prints must not look like an answer
+        for line in asked:
+            print(json.dumps(run_named(line.strip())), file=answers, flush=True)
     return 0
 
 
