@@ -4003,30 +4003,31 @@ def auth_token(app, args):
     """Verify a key by listing its projects, choose one, and store both as a profile."""
     api_url, environment = check_sign_in(app, args)
     refuse_name_of_login(environment, args.name)
-    project_id = args.project  # type: Optional[str]
+    project_id = args.project
     key = given_key(app, args)
     needs_key = environment.get("requires_auth", True)
     if args.no_verify and not (project_id and (key or not needs_key)):
         raise misuse("--no-verify needs a key and --project ID")
-    project = None
+    projects = None
     try:
         if needs_key and not key:
             key, projects = ask_for_key(app, api_url, args.org)
-            project = choose_project(app, projects, project_id)
         elif not args.no_verify:
             projects = verify_key(app, api_url, key, args.org)
-            project = choose_project(app, projects, project_id)
     except Unreachable as failure:
-        is_unanswered = failure.stage in (NOT_CONNECTED, SILENT)
-        if not is_unanswered or not key or not project_id:
+        if failure.stage not in (NOT_CONNECTED, SILENT) or not (key and project_id):
             raise
-        what = f"the key and the project id {project_id}"
-        app.warn(f"{what} are stored unverified: {failure.message}")
-    profile = project_fields(project)
+        app.warn(
+            f"the key and the project id {project_id} are stored unverified: "
+            f"{failure.message}"
+        )
+    if projects is None:
+        profile = project_fields(None)
+        profile["project_id"] = require_plain(project_id, "--project")
+    else:
+        profile = project_fields(choose_project(app, projects, project_id))
     profile["auth_type"] = TOKEN if key else NO_AUTH
     profile["api_key"] = key
-    if not project:
-        profile["project_id"] = require_plain(project_id or "", "--project")
     with app.store.change() as data:
         name = store_key_profile(add_environment(data, api_url), profile, args.name)
     app.report(f"profile {name} is current, project {project_label(profile)}")
@@ -4038,14 +4039,12 @@ def start_login(app, api_url, waiting, output):
     """Store what waits for approval, and print what a person needs to approve it."""
     with app.store.change() as data:
         add_environment(data, api_url)["login"] = waiting
-    fields = ("verification_uri", "verification_uri_complete", "user_code")
-    shown = {name: waiting.get(name) for name in fields}  # type: Any
+    fields = "verification_uri verification_uri_complete user_code expires_at interval"
+    shown = {name: waiting.get(name) for name in fields.split()}  # type: Any
     if output == "text":
+        del shown["expires_at"], shown["interval"]
         shown["expires_in"] = f"{(waiting['expires_at'] - time.time()) / 60:.0f} min"
         shown = [{"field": name, "value": value} for name, value in shown.items()]
-    else:
-        shown["expires_at"] = waiting["expires_at"]
-        shown["interval"] = waiting["interval"]
     app.show(shown, output, "field value")
     app.say("finish with: llamactl auth login --resume")
 
@@ -4053,18 +4052,17 @@ def start_login(app, api_url, waiting, output):
 def show_code(app, api_url, waiting, no_browser):
     # type: (App, str, WaitingLogin, bool) -> None
     """Say where to type the code, and open a browser where that makes sense."""
-    address = waiting["verification_uri"]
     complete = waiting.get("verification_uri_complete")
     provider = stored_provider(waiting.get("provider"), api_url)
     tell = app.terminal.tell
     tell(f"Logging in to {api_url} with {origin_of(provider['token_endpoint'])}.")
-    tell(f"Open {address} on any device and enter this code:")
+    tell(f"Open {waiting['verification_uri']} on any device and enter this code:")
     tell(f"    {waiting['user_code']}")
     if complete:
         tell("Or open this address, which has the code in it:")
         tell(f"    {complete}")
     if not no_browser:
-        app.terminal.open_browser(complete or address)
+        app.terminal.open_browser(complete or waiting["verification_uri"])
 
 
 def auth_login(app, args):
@@ -4078,12 +4076,13 @@ def auth_login(app, args):
     if not environment.get("requires_auth", True):
         raise Failure(f"{api_url} requires no login", "llamactl auth token --project ID")
     waiting = environment.get("login")
-    if args.resume and not waiting:
-        raise misuse("no login is waiting", "llamactl auth login --start")
-    if not args.resume or not waiting:
+    if not args.resume:
         provider, device_endpoint = app.plane(api_url).discover_provider()
-        now = time.time()
-        waiting = request_device_code(app.client, api_url, provider, device_endpoint, now)
+        waiting = request_device_code(
+            app.client, api_url, provider, device_endpoint, time.time()
+        )
+    elif not waiting:
+        raise misuse("no login is waiting", "llamactl auth login --start")
     if args.start:
         return start_login(app, api_url, waiting, args.output)
     if not args.resume or app.terminal.can_ask():
@@ -4130,8 +4129,9 @@ def pick_profile(app, data, name):
         )
     found = find_profile(data, api_url, name)
     if not found:
-        hint = "llamactl auth token --project ID"
-        raise Failure(f"{api_url} has no profile", hint, EXIT_REJECTED)
+        raise Failure(
+            f"{api_url} has no profile", "llamactl auth token --project ID", EXIT_REJECTED
+        )
     return found
 
 
@@ -4147,11 +4147,11 @@ def auth_use(app, args):
     app.report(f"profile {name} is current")
 
 
-def confirm_deletion(app, args, count):
-    # type: (App, Args, int) -> None
-    """Ask before COUNT profiles are deleted, unless --yes; raises Failure at no."""
-    if count and not args.yes:
-        profiles = "1 profile" if count == 1 else f"{count} profiles"
+def confirm_deletion(app, args, places):
+    # type: (App, Args, List[Tuple[str, str]]) -> None
+    """Ask before the profiles at PLACES are deleted, unless --yes; raises Failure at no."""
+    if places and not args.yes:
+        profiles = "1 profile" if len(places) == 1 else f"{len(places)} profiles"
         app.terminal.confirm(f"Delete {profiles} and, for logins, their API keys?")
 
 
@@ -4162,11 +4162,12 @@ def auth_logout(app, args):
         raise misuse("NAME and --all exclude each other")
     data = app.store.check_writable()
     if args.all:
-        environments = data["environments"].items()
         places = [
-            (url, name) for url, record in environments for name in record["profiles"]
+            (api_url, name)
+            for api_url, environment in data["environments"].items()
+            for name in environment["profiles"]
         ]
-        confirm_deletion(app, args, len(places))
+        confirm_deletion(app, args, places)
         with app.store.change() as data:
             for environment in data["environments"].values():
                 environment["login"] = None
@@ -4198,21 +4199,18 @@ def auth_inject(app, args):
             app.warn(f"{name} needs quotes, which {readers} cannot read")
     path = args.env_file or ".env"
     if path == "-":
-        lines = env_lines(values).values()
-        return app.terminal.write("\n".join(lines) + "\n")
+        return app.terminal.write(updated_env("", values))
 
     @lru_cache(1)  # the file is read again under the lock, and is mostly the same
     def edit(content):
         # type: (bytes) -> bytes
         try:
-            text = content.decode("utf-8")
+            return updated_env(content.decode("utf-8"), values).encode("utf-8")
         except UnicodeDecodeError:
             raise Failure(f"{path} is not UTF-8 text and is left alone") from None
-        return updated_env(text, values).encode("utf-8")
 
-    is_explicit = args.env_file is not None
     with naming_path(path, "written"):
-        changed, place = rewrite_file(path, edit, is_explicit, app.warn)
+        changed, place = rewrite_file(path, edit, bool(args.env_file), app.warn)
         if is_unignored(path):
             app.warn(f"{path} is in a git work tree; add it to .gitignore")
     return app.say(f"{place} {'written' if changed else 'is up to date'}")
@@ -4221,20 +4219,20 @@ def auth_inject(app, args):
 def auth_exec(app, args):
     # type: (App, Args) -> int
     """Become a command that has the three variables."""
-    if not args.command:
-        raise misuse("no command given", "llamactl auth exec -- COMMAND")
-    variables = dict(app.process.variables)
-    variables.update(variables_of(app.credential_with_project(args, args.name)))
+    require(args.command, "no command given", "llamactl auth exec -- COMMAND", EXIT_USAGE)
+    variables = dict(
+        app.process.variables, **variables_of(app.credential_with_project(args, args.name))
+    )
     for name in (VAR_USE_PROFILE, VAR_KEY_FILE, VAR_PROFILE):
         variables.pop(name, None)
     return replace_process(args.command, variables)
 
 
-def credential_or_reason(app, args, name=None):
-    # type: (App, Args, Optional[str]) -> Tuple[Credential, str]
+def credential_or_reason(app, args):
+    # type: (App, Args) -> Tuple[Credential, Optional[str]]
     """What a command would use; where that is nothing, the environment alone, and why."""
     try:
-        return app.credential(args, name, needs_project=False), ""
+        return app.credential(args, args.name, needs_project=False), None
     except Failure as failure:
         if failure.code != EXIT_REJECTED:
             raise
@@ -4244,85 +4242,87 @@ def credential_or_reason(app, args, name=None):
         return Credential(current_url(data), None, None, None, {}, sources), failure.message
 
 
-def check_credential(
-    app,  # type: App
-    credential,  # type: Credential
-    wanted,  # type: Optional[str]
-):
-    # type: (...) -> Tuple[int, str, Optional[str], Optional[Project]]
-    """Exit code, state and detail of CREDENTIAL, and the project that it uses.
+def check_credential(app, credential, wanted):
+    # type: (App, Credential, Optional[str]) -> Optional[Project]
+    """The project that CREDENTIAL uses, if any, as the server knows it.
 
-    WANTED is the project of the command line, which may be a name.
+    WANTED is the project of the command line, which may be a name. Raises Failure: with
+    EXIT_FAILED where the key works, but cannot see the project.
     """
     try:
         projects = verify_key(app, credential.api_url, credential.api_key, None)
     except Failure as failure:
-        if failure.code == EXIT_REJECTED:
-            return EXIT_REJECTED, "rejected", failure.message, None
-        return EXIT_UNREACHABLE, "unknown", failure.message, None
-    if not wanted:
-        projects = [each for each in projects if each.project_id == credential.project_id]
-        if not projects and credential.project_id:
-            return (
-                EXIT_FAILED,
-                "works",
-                "the key works, but has no access to the project",
-                None,
-            )
-        return EXIT_DONE, "works", None, projects[0] if projects else None
-    try:
-        return EXIT_DONE, "works", None, find_project(projects, wanted)
-    except Failure as failure:
-        return EXIT_FAILED, "works", failure.message, None
+        if failure.code != EXIT_REJECTED:
+            failure.code = EXIT_UNREACHABLE
+        raise
+    if wanted:
+        return find_project(projects, wanted)
+    for project in projects:
+        if project.project_id == credential.project_id:
+            return project
+    require(not credential.project_id, "the key works, but has no access to the project")
+    return None
 
 
-def show_status(app, rows, output):
-    # type: (App, List[Tuple[str, Optional[str], Optional[str]]], str) -> None
-    """Print ROWS of name, value and source: a table, or one object."""
-    shown = []  # type: Any
-    for name, value, origin in rows:
-        shown.append({"name": name, "value": value, "source": value and origin})
-    if output != "text":
-        sources = {f"{row['name']}_source": row["source"] for row in shown[:-2]}
-        shown = dict({row["name"]: row["value"] for row in shown}, **sources)
-    app.show(shown, output, "name source value")  # what may be long comes last
+def show_status(app, args, credential, project, state, detail):
+    # type: (App, Args, Credential, Optional[Project], str, Optional[str]) -> None
+    """Print CREDENTIAL, where each value of it came from, and what a check of it said."""
+    project_id = credential.project_id
+    project_name = None if args.project else credential.profile.get("project_name")
+    if project:
+        project_id = project.project_id
+        project_name = project.project_name
+    user = credential.profile.get("email")
+    user_source = "profile"
+    if state == "works" and not user:
+        user = app.plane_of(credential).get_user()
+        user_source = "server"
+    proxy = find_proxy(app.process, credential.api_url, args.offline)
+    bundle = find_ca_bundle(app.process)
+    values = {
+        "environment": credential.api_url,
+        "profile": credential.name,
+        "user": user,
+        "project_id": project_id,
+        "project_name": project_name,
+        "api_key": credential.api_key and f"{MASK}{last_four(credential.api_key)}",
+        "ca_bundle": bundle.file or bundle.folder or "the system's",
+        "proxy": proxy and proxy.address,
+        "credential": state,
+        "detail": detail,
+    }
+    sources = dict(credential.sources, user=user_source, ca_bundle=bundle.source)
+    sources["project_name"] = sources.get("project_id")
+    sources["proxy"] = proxy and proxy.source
+    shown = [
+        {"name": name, "value": value, "source": value and sources.get(name)}
+        for name, value in values.items()
+    ]  # type: Any
+    if args.output != "text":  # the last two have no source
+        shown = dict(
+            values, **{f"{row['name']}_source": row["source"] for row in shown[:-2]}
+        )
+    app.show(shown, args.output, "name source value")  # what may be long comes last
 
 
 def auth_status(app, args):
     # type: (App, Args) -> int
     """What a command would use, where each value came from, and whether it works now."""
-    credential, missing = credential_or_reason(app, args, args.name)
-    profile = credential.profile
-    key = credential.api_key
-    code = EXIT_REJECTED if missing else EXIT_DONE
-    state = "missing" if missing else "not checked"
-    detail = missing or None
-    project_id = credential.project_id
-    project_name = None if args.project else profile.get("project_name")
-    if not missing and not args.offline:
-        code, state, detail, project = check_credential(app, credential, args.project)
-        if project:
-            project_id = project.project_id
-            project_name = project.project_name
-    user = profile.get("email")
-    if state == "works" and not user:
-        user = app.plane_of(credential).get_user()
-    proxy = find_proxy(app.process, credential.api_url, args.offline)
-    bundle = find_ca_bundle(app.process)
-    source = credential.sources.get
-    rows = [
-        ("environment", credential.api_url, source("environment")),
-        ("profile", credential.name, source("profile")),
-        ("user", user, "profile" if profile.get("email") else "server"),
-        ("project_id", project_id, source("project_id")),
-        ("project_name", project_name, source("project_id")),
-        ("api_key", MASK + last_four(key) if key else None, source("api_key")),
-        ("ca_bundle", bundle.file or bundle.folder or "the system's", bundle.source),
-        ("proxy", proxy and proxy.address, proxy and proxy.source),
-        ("credential", state, None),
-        ("detail", detail, None),
-    ]
-    show_status(app, rows, args.output)
+    credential, detail = credential_or_reason(app, args)
+    project = None
+    code = EXIT_DONE
+    state = "not checked"
+    if detail:
+        code = EXIT_REJECTED
+        state = "missing"
+    elif not args.offline:
+        try:
+            project = check_credential(app, credential, args.project)
+        except Failure as failure:
+            code = failure.code
+            detail = failure.message
+        state = {EXIT_REJECTED: "rejected", EXIT_UNREACHABLE: "unknown"}.get(code, "works")
+    show_status(app, args, credential, project, state, detail)
     if code == EXIT_REJECTED:
         app.say(f"hint: {app.rejected_hint}")
     return code
@@ -4358,8 +4358,10 @@ def pick_environment(app, data, url):
         return app.terminal.choose("environment", choices, "URL", current_url(data))
     api_url = normal_url(url)
     if (api_url, api_url) not in choices:
-        message = f"environment {api_url} not found; available: {listed(choices)}"
-        raise Failure(message, f"llamactl environments add {api_url}")
+        raise Failure(
+            f"environment {api_url} not found; available: {listed(choices)}",
+            f"llamactl environments add {api_url}",
+        )
     return api_url
 
 
@@ -4376,19 +4378,17 @@ def environments_get(app, args):
         }
         for url in urls
     ]
-    shown = rows[0] if args.url else rows
-    app.show(shown, args.output, "api_url requires_auth active")
+    app.show(rows[0] if args.url else rows, args.output, "api_url requires_auth active")
 
 
 def report_environment(app, api_url, environment):
     # type: (App, str, Environment) -> None
     """Say that API_URL is current now, and which profile is, or how to get one."""
     next_step = "next: llamactl auth login, or llamactl auth token"
-    profile = environment.get("current_profile")
     if environment["profiles"]:
         next_step = "next: llamactl auth use NAME"
-    if profile:
-        next_step = f"profile {profile}"
+    if environment.get("current_profile"):
+        next_step = f"profile {environment['current_profile']}"
     app.report(f"environment {api_url} is current; {next_step}")
 
 
@@ -4414,16 +4414,9 @@ def ask_version(app, api_url):
 def environments_add(app, args):
     # type: (App, Args) -> None
     """Ask a server whether it is a control plane, and make it current."""
-    url = args.url
-    if not url:
-        require(
-            app.terminal.can_ask(),
-            "no URL given",
-            "llamactl environments add URL",
-            EXIT_USAGE,
-        )
-        url = app.terminal.ask("API URL of the control plane: ")
-    api_url = normal_url(url)
+    if not args.url and not app.terminal.can_ask():
+        raise misuse("no URL given", "llamactl environments add URL")
+    api_url = normal_url(args.url or app.terminal.ask("API URL of the control plane: "))
     app.store.check_writable()
     if is_sent_in_clear(api_url):
         app.warn(f"{api_url} is not encrypted: others can read what is sent")
@@ -4451,9 +4444,9 @@ def environments_delete(app, args):
     """Log out of an environment and forget it; then the default is current."""
     data = app.store.check_writable()
     api_url = pick_environment(app, data, args.url)
-    names = list(get_environment(data, api_url)["profiles"])
-    confirm_deletion(app, args, len(names))
-    problems = log_out_each(app, [(api_url, name) for name in names])
+    places = [(api_url, name) for name in get_environment(data, api_url)["profiles"]]
+    confirm_deletion(app, args, places)
+    problems = log_out_each(app, places)
     with app.store.change() as data:
         if get_environment(data, api_url)["profiles"]:
             raise Failure(f"{api_url} got a new profile in the meantime and is kept")
@@ -4468,8 +4461,7 @@ def projects_get(app, args):
     # type: (App, Args) -> None
     """Print the projects that the credential can see, or the one that is named."""
     credential = app.credential(args, needs_project=False)
-    plane = app.plane_of(credential)
-    projects = plane.get_projects(args.org)
+    projects = app.plane_of(credential).get_projects(args.org)
     if args.id:
         projects = [find_project(projects, args.id)]
     rows = [
@@ -4494,8 +4486,7 @@ def projects_use(app, args):
         credential_of_profile(app.process, data, args.profile, "--profile", None)
     )
     name = credential.name or pick_profile(app, data, None)
-    plane = app.plane_of(credential)
-    projects = plane.get_projects(args.org)
+    projects = app.plane_of(credential).get_projects(args.org)
     project = choose_project(app, projects, args.id, credential.project_id, "ID")
     with app.store.change() as data:
         find_profile(data, credential.api_url, name)  # another process may have deleted it
@@ -4532,7 +4523,7 @@ def config(app, args):
         "project_id": credential.project_id,
         "project_name": credential.profile.get("project_name"),
     }
-    app.show(row, args.output, " ".join(row))
+    app.show(row, args.output, "environment profile project_id project_name")
 
 
 def deployments_get(app, args):
@@ -4540,20 +4531,19 @@ def deployments_get(app, args):
     """Print the project's deployments, or the one that is named."""
     credential = app.credential_with_project(args)
     plane = app.plane_of(credential)
-    shown = None  # type: Any
     if args.name:
         try:
-            shown = plane.get_deployment(credential.project_id, args.name)
+            deployments = [plane.get_deployment(credential.project_id, args.name)]
         except Refused as refused:
             refused.message = refused.message.replace(args.name, quotable(args.name))
             raise
     else:
-        shown = plane.get_deployments(credential.project_id)
+        deployments = plane.get_deployments(credential.project_id)
     if args.output in ("json", "yaml"):
-        return app.show(shown, args.output, "", "deployment")
-    rows = []
-    for each in [shown] if args.name else shown:
-        rows.append(dict(each["spec"], name=each["name"], **each["status"]))
+        return app.show(
+            deployments[0] if args.name else deployments, args.output, "", "deployment"
+        )
+    rows = [dict(each["spec"], name=each["name"], **each["status"]) for each in deployments]
     columns = "name REPO=repo_url git_ref phase"
     if args.output == "wide":
         columns += " APPSERVER=appserver_version git_sha apiserver_url PROJECT=project_id"
@@ -4594,21 +4584,20 @@ complete -c llamactl -f -a '(__llamactl_words)'
 
 
 def next_words(typed, commands, profiles):
-    # type: (List[str], Mapping[str, str], List[str]) -> List[str]
-    """What may come next behind the words TYPED, the last of which is not whole yet."""
-    before = [word for word in typed[:-1] if not word.startswith("-")]
-    line = " ".join(before + [""])
+    # type: (List[str], Mapping[str, str], List[str]) -> str
+    """What may come next, a line each, where the last of the words TYPED is not whole."""
+    line = "".join(f"{word} " for word in typed[:-1] if not word.startswith("-"))
     found = []
     for command, options in commands.items():
         if command.startswith(line):
             found.append(command[len(line) :].split()[0])
         elif line.startswith(f"{command} "):
             found += re.findall("-[^ ]+", f"{options} --help --quiet")
-            if "NAME" in options.split():
+            if "NAME" in options:
                 found += profiles
     if typed[-2:-1] == ["--profile"]:
         found = profiles
-    return sorted({word for word in found if word.startswith(typed[-1])})
+    return "".join(sorted({f"{word}\n" for word in found if word.startswith(typed[-1])}))
 
 
 def completion(app, args):
@@ -4618,8 +4607,7 @@ def completion(app, args):
         data = app.store.load()
         profiles = get_environment(data, current_url(data))["profiles"]
         safe = [name for name in profiles if name == shell_safe(name)]
-        found = next_words(args.command, app.commands, safe)
-        return app.terminal.write("".join(f"{word}\n" for word in found))
+        return app.terminal.write(next_words(args.command, app.commands, safe))
     if args.shell not in COMPLETION:
         raise misuse("name a shell: bash, zsh or fish")
     return app.terminal.write(COMPLETION[args.shell])
@@ -4764,10 +4752,25 @@ LEADS_TO = {  # words of other programs
     "logout": "auth logout",
     "token": "auth token",
 }
-NOT_OFFERED = """agentcore, dev, init, pkg, serve, config destroy, config show-db,
-deployments apply, deployments configure-git-remote, deployments create, deployments delete,
-deployments edit, deployments history, deployments logs, deployments rollback,
-deployments template, deployments update"""
+NOT_OFFERED = """\
+agentcore
+dev
+init
+pkg
+serve
+config destroy
+config show-db
+deployments apply
+deployments configure-git-remote
+deployments create
+deployments delete
+deployments edit
+deployments history
+deployments logs
+deployments rollback
+deployments template
+deployments update
+""".splitlines()
 FOLDER_HELP = """variables (none of them supplies a credential):
   LLAMACTL_CONFIG_DIR      folder that the profiles are kept in"""
 VARIABLES_HELP = f"""variables (a key and a project beat the current profile):
@@ -4789,8 +4792,10 @@ exec`, 129, 130 and 143 interrupted"""
 def read_commands():
     # type: () -> Dict[str, List[str]]
     """For each command what it does, its options and an example."""
-    stanzas = re.findall("(?m)^(.+): (.+)\n  (.+)\n  (.+)", COMMANDS_HELP)
-    return {words: texts for words, *texts in stanzas}
+    return {
+        words: texts
+        for words, *texts in re.findall("(?m)^(.+): (.+)\n  (.+)\n  (.+)", COMMANDS_HELP)
+    }
 
 
 class Parser(argparse.ArgumentParser):
@@ -4822,32 +4827,30 @@ class Parser(argparse.ArgumentParser):
         """Raise Failure for OPTION, with the one that it looks like."""
         from difflib import get_close_matches
 
-        known = list(self._option_string_actions)
-        near = get_close_matches(option, known, 1)
         message = f"unknown option {quotable(option)}"
-        self.error(f"{message}; did you mean {near[0]}?" if near else message)
+        for near in get_close_matches(option, self._option_string_actions, 1):
+            message += f"; did you mean {near}?"
+        self.error(message)
 
 
 def read_options(wanted):
-    # type: (Container[str]) -> Iterator[Tuple[str, List[str], Json]]
+    # type: (Container[str]) -> Iterator[Tuple[Optional[str], List[str], Json]]
     """The OPTIONS whose first name is WANTED: heading, names, and what argparse is told."""
-    heading = ""
-    for line in OPTIONS.strip().splitlines():
-        usage, _, text = line.partition("  ")
-        names, _, metavar = usage.partition(" ")
+    heading = None
+    for names, metavar, text in re.findall(r"(?m)^(\S+)(?: (\S+))?(?:  (.+))?$", OPTIONS):
         flags = names.split(",")
         if not text:
-            heading = usage
-        if not text or flags[0] not in wanted:
+            heading = names
+        if flags[0] not in wanted:
             continue
         settings = {"help": argparse.SUPPRESS if text == "\0" else text}  # type: Json
-        if not usage.startswith("-"):
-            flags = ["name" if usage == "DEPLOYMENT" else usage.lower()]
-            settings.update(metavar=usage, nargs="?")
-        elif not metavar:
-            settings["action"] = "store_true"
-        else:
+        if not names.startswith("-"):
+            flags = ["name" if names == "DEPLOYMENT" else names.lower()]
+            settings.update(metavar=names, nargs="?")
+        elif metavar:
             settings["metavar"] = metavar
+        else:
+            settings["action"] = "store_true"
         if "|" in metavar:
             settings.update(choices=metavar.split("|"), type=str.lower, default="text")
         yield heading, flags, settings
@@ -4861,25 +4864,20 @@ def new_parser(words, usage, about, epilog, options):
     Python 3.14 on imports half the standard library.
     """
 
-    def formatter(prog):
-        # type: (str) -> argparse.HelpFormatter
-        # a fixed width keeps argparse from asking the terminal for it at each option
-        return argparse.RawDescriptionHelpFormatter(prog, 2, 27, 80)
-
     parser = Parser(
         f"llamactl {words}".strip(),
         usage,
         about,
         epilog,
-        formatter_class=formatter,
+        # a fixed width keeps argparse from asking the terminal for it at each option
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 27, 80),
         add_help=False,
         allow_abbrev=False,
     )
     parser.color = False  # type: ignore[attr-defined]
-    groups = {"": parser.add_argument_group()}
-    for heading, flags, settings in read_options(
-        f"{options} -h --quiet --native-tls".split()
-    ):
+    groups = {}
+    wanted = f"{options} -h --quiet --native-tls".split()
+    for heading, flags, settings in read_options(wanted):
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         groups[heading].add_argument(*flags, **settings)
@@ -4896,44 +4894,43 @@ def command_parser(words):
     variables = VARIABLES_HELP if "--profile" in options else FOLDER_HELP
     epilog = f"example:\n  llamactl {example}\n\n{variables}"
     parser = new_parser(words, usage, summary, epilog, options)
-    parser.set_defaults(profile=None, project=None, api_key_file=None, output="text")
+    parser.set_defaults(name=None, profile=None, project=None, api_key_file=None)
     return parser
 
 
 def group_parser(group):
     # type: (str) -> Parser
     """The parser of a group of commands, or of all where GROUP is empty."""
-    listing = [GROUPS[group], "", "commands:"]
+    about = f"{GROUPS[group]}\n\ncommands:"
     examples = ["examples:"]
     for words, (summary, _, example) in read_commands().items():
         if words.startswith(group):
-            listing.append(f"  {words:20} {summary}")
+            about += f"\n  {words:20} {summary}"
             examples.append(f"  llamactl {example}")
-    usage = f"llamactl {group} COMMAND [options]".replace("  ", " ")
-    epilog = "\n".join(examples[:7] + ["", VARIABLES_HELP])
+    usage = "%(prog)s COMMAND [options]"
+    epilog = "\n".join(examples[:7]) + f"\n\n{VARIABLES_HELP}"
     if not group:
         epilog += EXIT_CODES_HELP
-    return new_parser(group, usage, "\n".join(listing), epilog, "" if group else "-V")
+    return new_parser(group, usage, about, epilog, "" if group else "-V")
 
 
 def split_command(arguments):
     # type: (List[str]) -> Tuple[str, List[str]]
     """The words that name a command, wherever options stand, and the other arguments."""
-    valued = re.findall(r"(?m)^(-[^ ]*) [^ ]", OPTIONS)
-    flags = ",".join(valued).split(",")
-    not_offered = re.split(r",\s+", NOT_OFFERED)
+    # behind these stand one space, what they take, and two spaces
+    valued = re.findall(r"-[^ ,\n]+(?=\S* \S+  )", OPTIONS)
     words = ""
     others = []
     is_value = False
     for argument in arguments:
         is_whole = " " in words or (
-            words in COMMANDS and f"{words} {argument}" not in not_offered
+            words in COMMANDS and f"{words} {argument}" not in NOT_OFFERED
         )
         if is_value or is_whole or argument.startswith("-"):
             others.append(argument)
         else:
             words = f"{words} {argument}".strip()
-        is_value = argument in flags
+        is_value = argument in valued
     return words, others
 
 
@@ -4948,14 +4945,13 @@ def unknown_command(words):
         renamed = f"{group} get"
     if renamed:
         return misuse(f"`{words}` is now `{renamed}`", f"llamactl {renamed}")
-    shown = " ".join(quotable(word) for word in words.split())
-    not_offered = re.split(r",\s+", NOT_OFFERED)
-    if words in not_offered or group in not_offered:
-        message = f"`{shown}` is not offered here; use the official client"
-        return misuse(message, "llamactl --help")
-    known = list(COMMANDS) + list(GROUPS) + list(LEADS_TO)
+    shown = " ".join(map(quotable, words.split()))
+    if words in NOT_OFFERED or group in NOT_OFFERED:
+        return misuse(
+            f"`{shown}` is not offered here; use the official client", "llamactl --help"
+        )
     hint = RENAMED.get(group, "--help")
-    for near in get_close_matches(words, known, 1):
+    for near in get_close_matches(words, [*COMMANDS, *GROUPS, *LEADS_TO], 1):
         hint = LEADS_TO.get(near, near)
     return misuse(f"there is no command `{shown}`", f"llamactl {hint}")
 
@@ -4968,12 +4964,9 @@ def read_help_words(arguments):
         return ["--version"]
     if arguments[:1] == ["help"]:
         return arguments[1:] + ["--help"]
-    if arguments[1:] and arguments[-1] == "help":
+    if arguments[-1:] == ["help"]:
         return arguments[:-1] + ["--help"]
     return arguments
-
-
-HINT_OFFLINE = "llamactl auth status --offline"  # names server, proxy and certificates
 
 
 def run_parsed(app, words, args):
@@ -4985,16 +4978,17 @@ def run_parsed(app, words, args):
         if isinstance(failure, Refused) and failure.hint == HINT_LOGIN:
             failure.hint = app.rejected_hint
         if isinstance(failure, Unreachable) and not failure.hint:
-            failure.hint = HINT_OFFLINE
+            # it names server, proxy and certificates
+            failure.hint = "llamactl auth status --offline"
         if failure.hint == f"llamactl {words}":
             failure.hint = ""
         raise
 
 
-def run_command(process, terminal, arguments):
-    # type: (Process, Terminal, List[str]) -> int
+def run_command(terminal, arguments):
+    # type: (Terminal, List[str]) -> int
     """Run the command that ARGUMENTS name; its exit code."""
-    dashes = arguments.index("--") if "--" in arguments else len(arguments)
+    dashes = (arguments + ["--"]).index("--")
     words, others = split_command(read_help_words(arguments[:dashes]))
     behind = arguments[dashes:]
     if words in COMMANDS:
@@ -5004,45 +4998,46 @@ def run_command(process, terminal, arguments):
     else:
         raise unknown_command(words)
     if "-h" in others or "--help" in others:
-        terminal.write(parser.format_help())
-        return EXIT_DONE
-    if words in COMMANDS:
-        takes_more = words in ("auth exec", "completion")
-        args = parser.parse_all(others if takes_more else others + behind)
+        text = parser.format_help()
+    elif words in COMMANDS:
+        if words not in ("auth exec", "completion"):  # which take more words behind --
+            others += behind
+        args = parser.parse_all(others)
         args.command = behind[1:]
         terminal.quiet = args.quiet
         commands = {each: texts[1] for each, texts in read_commands().items()}
-        return run_parsed(App(process, terminal, commands), words, args)
-    if words:
+        return run_parsed(App(terminal.process, terminal, commands), words, args)
+    elif words:
         terminal.write_error(f"error: `{words}` needs a command\n\n{parser.description}\n")
         return EXIT_USAGE
-    if parser.parse_all(others).version:
-        terminal.write(f"llamactl.py {__version__}\n")
+    elif parser.parse_all(others).version:
+        text = f"llamactl.py {__version__}\n"
     else:
-        terminal.write(parser.format_help())
+        text = parser.format_help()
+    terminal.write(text)
     return EXIT_DONE
 
 
-def report_bug(terminal, error):
-    # type: (Terminal, Exception) -> None
-    """Say where this program is wrong, and quote nothing."""
+def describe_bug(error):
+    # type: (Exception) -> str
+    """Where this program is wrong; it quotes nothing."""
     line = 0
     trace = error.__traceback__
     while trace:
         if trace.tb_frame.f_code.co_filename == run_command.__code__.co_filename:
             line = trace.tb_lineno
         trace = trace.tb_next
-    kind = type(error).__name__
-    terminal.tell(
-        f"error: internal error in llamactl.py {__version__}: {kind} at line {line}"
+    return (
+        f"internal error in llamactl.py {__version__}: "
+        f"{type(error).__name__} at line {line}"
     )
 
 
-def run_and_report(process, terminal, arguments):
-    # type: (Process, Terminal, List[str]) -> int
+def run_and_report(terminal, arguments):
+    # type: (Terminal, List[str]) -> int
     """Run the command that ARGUMENTS name, and tell what went wrong; the exit code."""
     try:
-        return run_command(process, terminal, arguments)
+        return run_command(terminal, arguments)
     except Failure as failure:
         terminal.tell(f"error: {failure.message}")
         if failure.hint:
@@ -5052,24 +5047,24 @@ def run_and_report(process, terminal, arguments):
         terminal.abandon(1)
         return EXIT_DONE
     except ImportError as error:
-        terminal.tell(f"error: {LACKS % error.name}")
+        message = LACKS % error.name
     except MemoryError:
-        terminal.tell("error: out of memory")
+        message = "out of memory"
     except OSError as error:  # a working folder that is gone, say
-        terminal.tell(f"error: {reason(error)}")
+        message = reason(error)
     except Exception as error:
-        report_bug(terminal, error)
+        message = describe_bug(error)
+    terminal.tell(f"error: {message}")
     return EXIT_FAILED
 
 
 def main(argv=None):
     # type: (Optional[List[str]]) -> int
     """Run llamactl with ARGV, by default the process's own; the exit code."""
-    process = read_process()
-    terminal = Terminal(process)
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    terminal = Terminal(read_process())
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        return run_and_report(process, terminal, arguments)
+        return run_and_report(terminal, arguments)
     except KeyboardInterrupt as interrupt:
         if is_terminal(terminal.input):
             terminal.write_error("\n")
