@@ -10031,6 +10031,7 @@ class StraySecrets(CommandCase):
             auth token --no-verify={OTHER_KEY}
             auth token --quiet={OTHER_KEY}
             auth get -o {OTHER_KEY}
+            auth get -o CANARY-with-no-prefix
             auth get --output={OTHER_KEY}
             auth login {OTHER_KEY}
             auth inject {OTHER_KEY}
