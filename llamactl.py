@@ -1017,6 +1017,12 @@ class Terminal:
                 raise BrokenPipeError from None  # as Windows has it
             raise Failure(f"standard output: {reason(error)}") from None
 
+    def close(self):
+        # type: () -> None
+        """Close the controlling terminal, if that was opened."""
+        if self.input not in (None, sys.stdin):
+            self.input.close()
+
     def abandon(self, descriptor):
         # type: (int) -> None
         """Send what is still buffered nowhere, so that the interpreter exits quietly."""
@@ -4945,11 +4951,12 @@ def unknown_command(words):
         renamed = f"{group} get"
     if renamed:
         return misuse(f"`{words}` is now `{renamed}`", f"llamactl {renamed}")
-    shown = " ".join(map(quotable, words.split()))
+    shown = words
+    if words not in NOT_OFFERED:
+        shown = " ".join(map(quotable, words.split()))
     if words in NOT_OFFERED or group in NOT_OFFERED:
-        return misuse(
-            f"`{shown}` is not offered here; use the official client", "llamactl --help"
-        )
+        message = f"`{shown}` is not offered here; use the official client"
+        return misuse(message, "llamactl --help")
     hint = RENAMED.get(group, "--help")
     for near in get_close_matches(words, [*COMMANDS, *GROUPS, *LEADS_TO], 1):
         hint = LEADS_TO.get(near, near)
@@ -5070,6 +5077,8 @@ def main(argv=None):
             terminal.write_error("\n")
         terminal.write_error("interrupted\n")
         return 128 + getattr(interrupt, "number", 2)  # as a shell has it; 2 is Ctrl-C's
+    finally:
+        terminal.close()
 
 
 if __name__ == "__main__":
