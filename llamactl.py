@@ -4869,7 +4869,7 @@ def new_parser(words, usage, about, epilog, options):
     All are added to groups: a parser formats each one that it gets itself, which from
     Python 3.14 on imports half the standard library.
     """
-
+    vars(argparse)["_"] = str  # else it imports locale, to look for translations
     parser = Parser(
         f"llamactl {words}".strip(),
         usage,
@@ -5082,4 +5082,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # all is written; to tidy up would take longer than a command

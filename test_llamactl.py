@@ -1258,7 +1258,8 @@ UNSHOWN = re.compile(
 )
 # runs the program as the main one, after what stands in front of it
 AS_MAIN = """\
-import sys
+import os, sys
+os._exit = sys.exit
 sys.argv = sys.argv[1:]
 with open(sys.argv[0], encoding="utf-8") as file:
     code = compile(file.read(), sys.argv[0], "exec")
