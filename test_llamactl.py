@@ -10726,6 +10726,7 @@ def release(folder=HERE):
         for name, content in (("llamactl.py", source), ("README.md", pinned)):
             path = os.path.join(folder, name)
             write_file(path, content, os.stat(path).st_mode)
+        print(f"pinned {version}, {digest}")
         return 0
     stale = [
         pair for pair in zip(text.splitlines(), pinned.splitlines()) if len({*pair}) > 1
@@ -10736,6 +10737,15 @@ def release(folder=HERE):
 
 
 class Release(Case):
+    def test_a_checkout_with_other_line_ends_runs_and_has_the_same_checksum(self):
+        for name in ("llamactl.py", "README.md"):
+            content = file_bytes(os.path.join(HERE, name)).replace(b"\n", b"\r\n")
+            write_file(os.path.join(self.home, name), content)
+        self.release("9.8.7")
+        self.assertEqual(self.release(), (0, ""))
+        command = [sys.executable, os.path.join(self.home, "llamactl.py"), "--version"]
+        self.assertEqual(self.run_command(*command).code, 0)
+
     def release(self, *argv):
         """The exit code of the command, on copies, and what it says."""
         said = io.StringIO()
@@ -10747,7 +10757,8 @@ class Release(Case):
         for name in ("llamactl.py", "README.md"):
             shutil.copy(os.path.join(HERE, name), self.home)
         program = os.path.join(self.home, "llamactl.py")
-        self.assertEqual(self.release("9.8.7"), (0, ""))
+        code, said = self.release("9.8.7")
+        self.assertEqual((code, said[:13]), (0, "pinned 9.8.7,"))
         self.assertEqual(self.release(), (0, ""))
         readme = text_of(self.home, "README.md")
         self.assertEqual(
