@@ -2437,6 +2437,7 @@ class EnvText(unittest.TestCase):
     """updated_env(): generated files, and each sentence about the text by an example."""
 
     maxDiff = None
+    GENERATED = {"files": 7500, "shells": 500, "soup": 4000}
     # before -> after the update of KEY and URL; ^ is a line end, % a carriage return
     EXAMPLES = """\
 appended
@@ -2531,7 +2532,7 @@ A=\0\x85\u2028KEY=a^ -> A=\0\x85\u2028KEY=a^KEY=new^URL=u^"""
 
     def test_generated_files_keep_all_but_the_three_assignments(self):
         counts = dict.fromkeys(ENV_READERS, 0)
-        for sample in env_samples(7500, "files"):
+        for sample in env_samples(self.GENERATED["files"], "files"):
             after = self.updated(sample.before)
             self.assertEqual(after, sample.after, sample.before)
             self.assertEqual(self.updated(after), after)
@@ -2545,7 +2546,7 @@ A=\0\x85\u2028KEY=a^ -> A=\0\x85\u2028KEY=a^KEY=new^URL=u^"""
         self.assertGreater(min(counts.values()), 1000, counts)
 
     def test_generated_files_read_back_in_a_shell_that_could_read_them(self):
-        samples = list(env_samples(500, "shells"))
+        samples = list(env_samples(self.GENERATED["shells"], "shells"))
         found = read_by_shells([probed(sample.before) for sample in samples])
         kept = [
             sample
@@ -2558,7 +2559,7 @@ A=\0\x85\u2028KEY=a^ -> A=\0\x85\u2028KEY=a^KEY=new^URL=u^"""
             self.assertEqual(values, ENV_READ, sample)
 
     def test_nonsense_is_kept_and_the_second_update_changes_nothing(self):
-        for text in env_soups(4000, "soup"):
+        for text in env_soups(self.GENERATED["soup"], "soup"):
             after = self.updated(text)
             self.assertEqual(self.updated(after), after, text)
             if re.search("['\"\\\\\ufeff\u2028]", text):
@@ -10703,6 +10704,8 @@ class Readme(Case):
         self.assertEqual(rows["network"], str(len(ENDPOINTS) * faults))
         documents = sum(1 for _ in yaml_samples())
         self.assertEqual(rows["YAML"], f"{documents:,} documents")
+        files = sum(EnvText.GENERATED.values())
+        self.assertEqual(rows["`.env`"], f"{files:,} files")
 
 
 def sha256_of(path):
