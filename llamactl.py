@@ -15,8 +15,8 @@ Hosts          The control plane of the current environment (https://api.cloud.l
                identity provider that it named; by way of the proxies that urllib knows.
                No telemetry, no update check.
 Sent about you The host's and the profile's name, in the title of a key that a login makes.
-Files read     These; the file with a key that you name; .gitignore files; profiles.db, the
-               official client's, by `auth import`; certificates; /proc/self/mountinfo,
+Files read     These; the file with a key that you name; git's ignore files; the official
+               client's profiles.db, by `auth import`; certificates; /proc/self/mountinfo,
                before a warning about modes.
 Variables      LLAMA_CLOUD_API_KEY, LLAMA_CLOUD_API_KEY_FILE, LLAMA_AGENTS_PROJECT_ID,
                LLAMA_CLOUD_BASE_URL, LLAMA_CLOUD_USE_PROFILE, LLAMACTL_PROFILE,
@@ -35,7 +35,7 @@ How to read    From the bottom: `main` catches every error, `COMMANDS` lists the
                `Store.change` writes it, and `auth_login` gets a new one.
 """
 
-# to an older Python this line is a syntax error, which it shows
+# Python before 3.6 stops here, and shows this line
 NEEDS: str = "llamactl.py needs Python 3.6 or newer: start it with a newer python3"
 
 import sys
@@ -347,7 +347,7 @@ EXIT_NOT_FOUND = 127
 
 
 class Process(ProcessValues):
-    """All that is taken from outside the command line."""
+    """What the program takes from its surroundings."""
 
     def get(self, variable):
         # type: (str) -> Optional[str]
@@ -447,8 +447,8 @@ def catch_signals():
 
 @contextmanager
 def uninterrupted(tell):
-    # type: (Callable[[str], None]) -> Iterator[None]
-    """Delay signals to the end of this block, and tell the user so."""
+    # type: (Callable[[str], None]) -> Iterator[List[int]]
+    """Delay signals to the end of this block, and tell the user so; yields those caught."""
     import signal
 
     caught = []  # type: List[int]
@@ -463,7 +463,7 @@ def uninterrupted(tell):
             for number in ending_signals():
                 stack.callback(signal.signal, number, signal.signal(number, note))
         try:
-            yield
+            yield caught
         except Failure as failure:
             if not caught:
                 raise
@@ -1898,10 +1898,10 @@ def is_ignored(pattern, parts):
     """Whether a line of a .gitignore names the path PARTS, or a folder on it."""
     from fnmatch import fnmatch
 
+    names = parts[:-1] if pattern.endswith("/") else parts
     pattern = re.sub(r"^\*\*/|/$", "", pattern)
-    names = parts
     if "/" in pattern:
-        names = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        names = ["/".join(names[:count]) for count in range(1, len(names) + 1)]
     return any(fnmatch(name, pattern.lstrip("/")) for name in names)
 
 
@@ -2447,7 +2447,7 @@ def connect(address, timeout, _=None):
     count = len(socket.getaddrinfo(*address, 0, socket.SOCK_STREAM))
     connection = None
     if count > 1:
-        with suppress(socket.timeout):
+        with suppress(OSError):  # the second try tells
             connection = socket.create_connection(address, FIRST_TRY)
     connection = connection or socket.create_connection(address, timeout / count)
     connection.settimeout(timeout)
@@ -2639,7 +2639,7 @@ class Client(ClientValues):
             answer = self._send_with_retries(method, url, headers, body, once)
             if answer.status not in (301, 302, 303, 307, 308):
                 return answer
-            with suppress(ValueError):  # no URL: the loop ends it
+            with suppress(ValueError):  # no URL: it stays, and the loop runs out
                 url = urljoin(url, answer.headers.get("Location") or "")
             if method != "GET" or origin_of(url) != origin_of(answer.url):
                 raise Refused(
@@ -2912,9 +2912,9 @@ def read_user(id_token, provider, now):
     # type: (Any, Provider, float) -> User
     """Who logged in: OpenID Connect Core §3.1.3.7 without item 6, the signature.
 
-    The ID token came from the token endpoint itself, over TLS, which that item lets stand
-    in for the signature. It names the profile and tells a returning user, no more. NOW is
-    in seconds since 1970. Raises Failure.
+    The ID token came from the token endpoint itself, over TLS unless the environment is
+    plain http, which that item lets stand in for the signature. It names the profile and
+    tells a returning user, no more. NOW is in seconds since 1970. Raises Failure.
     """
     claims = read_claims(id_token)
     refused = "the ID token is refused:"
@@ -3131,11 +3131,12 @@ def naming_variable(name):
         raise
 
 
-def credential_with_key(process, key, source, project):
-    # type: (Process, str, str, Optional[str]) -> Credential
+def credential_with_key(process, key, source, project, default_url):
+    # type: (Process, str, str, Optional[str], str) -> Credential
     """KEY, which SOURCE gave, with the URL and the project of the variables.
 
-    PROJECT is that of the command line. Raises Failure.
+    PROJECT is that of the command line, DEFAULT_URL for where no variable names one.
+    Raises Failure.
     """
     api_url = process.get(VAR_API_URL)
     project_id = process.get(VAR_PROJECT)
@@ -3148,7 +3149,7 @@ def credential_with_key(process, key, source, project):
         "api_key": source,
     }
     with naming_variable(VAR_API_URL):
-        api_url = normal_url(api_url or DEFAULT_API_URL)
+        api_url = normal_url(api_url or default_url)
     return Credential(api_url, key, project or project_id, None, {}, sources)
 
 
@@ -3168,7 +3169,7 @@ def credential_of_variables(process, project, warn):
         variable = VAR_KEY_FILE if path else VAR_API_KEY
         with naming_variable(variable):
             key = read_key_file(path) if path else clean_key(key or "")
-        return credential_with_key(process, key, variable, project)
+        return credential_with_key(process, key, variable, project, DEFAULT_API_URL)
     for name in (VAR_PROJECT, VAR_API_URL):
         if process.get(name):
             warn(f"{name} is ignored, as {VAR_API_KEY} is not set")
@@ -3332,8 +3333,12 @@ class App:
         if name:
             raise misuse("--api-key-file and a profile exclude each other")
         key = self.read_key(args.api_key_file)
+        api_url = DEFAULT_API_URL
+        if not self.process.get(VAR_API_URL):
+            api_url = current_url(self.store.load())
+        source = "--api-key-file"
         return self.use(
-            credential_with_key(self.process, key, "--api-key-file", args.project)
+            credential_with_key(self.process, key, source, args.project, api_url)
         )
 
     def use(self, credential):
@@ -3488,7 +3493,8 @@ def check_sign_in(app, args):
     api_url = current_url(data)
     variable = app.process.get(VAR_API_URL)
     if variable and not app.process.prefers_profile():
-        named_url = normal_url(variable)
+        with naming_variable(VAR_API_URL):
+            named_url = normal_url(variable)
         if named_url != api_url:
             raise misuse(
                 f"{VAR_API_URL} is not the current environment, {api_url}",
@@ -3887,7 +3893,7 @@ def log_out(app, api_url, name):
     """Forget a profile, whatever the server says; what may still work, or nothing."""
     problem = ""
     # of several processes one refreshes the tokens, and the others find the profile gone
-    with uninterrupted(app.tell), app.store.change() as data:
+    with uninterrupted(app.tell) as caught, app.store.change() as data:
         environment = get_environment(data, api_url)
         profile = environment["profiles"].get(name)
         if profile and profile["auth_type"] == OIDC:
@@ -3901,7 +3907,11 @@ def log_out(app, api_url, name):
         environment["profiles"].pop(name, None)
         if environment.get("current_profile") == name:
             environment["current_profile"] = None
-    return f"profile {name}: {problem}" if problem else ""
+        if problem:
+            problem = f"profile {name}: {problem}"
+        if problem and caught:  # else the caller tells
+            app.tell(f"error: {problem}")
+    return problem
 
 
 def log_out_each(app, places):

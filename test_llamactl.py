@@ -7511,6 +7511,14 @@ class LogoutOfALogin(NetworkCase):
                 self.cloud.fault(ME, "status", status=401, body=page)
                 self.assert_key_named()
 
+    def test_a_signal_meanwhile_does_not_hide_a_key_that_may_still_work(self):
+        self.with_login()
+        self.cloud.fault(f"{API_KEYS}/{KEY_ID}", "status")
+        hear(self.cloud, API_KEYS, before=sending(signal.SIGTERM))
+        result = self.call("auth logout main")
+        self.assertEqual(result.code, 143)
+        self.assertRegex(result.err, f"error: profile main: API key {KEY_ID} .*may still")
+
     def test_a_login_without_its_provider_sends_nothing_to_any(self):
         """It is of an older store; its access token may still do."""
         for expired in (False, True):
@@ -8263,6 +8271,7 @@ class AuthInject(CommandCase):
         .env             deploy/.env
         deploy/.env      /.env
         deploy/.env      other/
+        .env             .env/
         deploy/prod.env  .env
     """
     IGNORED = """
@@ -8642,6 +8651,8 @@ class AuthExec(CommandCase):
         _, variables = self.executed(f"--api-key-file {path} --project Beta -- env", env)
         self.assertEqual(variables["LLAMA_CLOUD_API_KEY"], OTHER_KEY)
         self.assertEqual(variables["LLAMA_AGENTS_PROJECT_ID"], "proj-beta")
+        _, variables = self.executed(f"--api-key-file {path} --project Beta -- env")
+        self.assertEqual(variables["LLAMA_CLOUD_BASE_URL"], self.url)  # of the environment
         self.play(f"""
             $ llamactl auth exec --api-key-file {path} -- env
             error: ...--project...
