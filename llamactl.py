@@ -485,8 +485,9 @@ def replace_process(command, variables):
             from shutil import which
 
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's
-            # which() may add .cmd
-            return subprocess.call([which(program) or program] + command[1:], env=variables)
+            command = [which(program) or program] + command[1:]  # which() may add .cmd
+            code = subprocess.call(command, env=variables)
+            return code - (1 << 32) if code >> 31 else code  # as os._exit() takes it
         # Python ignores these, which other programs die of
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -1439,7 +1440,8 @@ def write_and_sync(descriptor, content):
         if MACOS:  # whose fsync may stop at the drive's cache
             import fcntl
 
-            fcntl.fcntl(descriptor, F_FULLFSYNC)
+            with suppress(OSError):  # not every file system can
+                fcntl.fcntl(descriptor, F_FULLFSYNC)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
@@ -1975,7 +1977,8 @@ OFFICIAL_STORE = "profiles.db"
 SHAPES = {
     "store": "version=int current_environment=text? environments=environment*",
     "environment": "current_profile=text? profiles=profile* login=login?",
-    "login": "provider=provider? device_code=text expires_at=number interval=number",
+    "login": """provider=provider? device_code=text expires_at=number interval=number
+        user_code=text verification_uri=text verification_uri_complete=text?""",
     "profile": """auth_type=text provider=provider? api_key=text? api_key_id=text?
         project_id=text? project_name=text? org_id=text? issuer=text? sub=text? email=text?
         access_token=text? access_expires_at=number? refresh_token=text?""",

@@ -4727,7 +4727,8 @@ class EnvFile(DiskCase):
 class MacOs(CommandCase):
     def test_a_change_reaches_the_drive(self):
         self.patch(MACOS=True)
-        with unittest.mock.patch.object(fcntl, "fcntl") as control:
+        refusal = OSError(errno.ENOTTY, "no such thing on this file system")
+        with unittest.mock.patch.object(fcntl, "fcntl", side_effect=refusal) as control:
             self.done(f"auth token --api-key {KEY} --project proj-alpha")
         self.assertEqual({call[0][1] for call in control.call_args_list}, {51})
 
@@ -4752,7 +4753,12 @@ class OtherSystems(CommandCase):
 
     def test_exec_waits_and_passes_the_code_on(self):
         self.with_profile()
-        for outcome, code in (([9], 9), (FileNotFoundError, 127), (PermissionError, 126)):
+        for outcome, code in (
+            ([9], 9),
+            ([0xC000013A], 0xC000013A - 2**32),  # what a Ctrl-C ends a program with
+            (FileNotFoundError, 127),
+            (PermissionError, 126),
+        ):
             with unittest.mock.patch.object(
                 subprocess, "call", side_effect=outcome
             ) as call:
