@@ -7517,6 +7517,14 @@ class LogoutOfALogin(NetworkCase):
                 self.cloud.fault(ME, "status", status=401, body=page)
                 self.assert_key_named()
 
+    def test_revoking_has_a_time_of_its_own(self):
+        self.with_login()
+        self.patch(KEY_TIMEOUT=0.2)
+        self.cloud.fault(f"{API_KEYS}/{KEY_ID}", "silence")
+        result = self.logout(1)
+        self.assertNotIn("refresh token", result.err)
+        self.assertEqual(len(self.cloud.sent(REVOKE)), 1)
+
     def test_a_signal_meanwhile_does_not_hide_a_key_that_may_still_work(self):
         self.with_login()
         self.cloud.fault(f"{API_KEYS}/{KEY_ID}", "status")
