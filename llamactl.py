@@ -4995,7 +4995,7 @@ def run_parsed(app, words, args):
     try:
         return COMMANDS[words](app, args) or EXIT_DONE
     except Failure as failure:
-        if isinstance(failure, Refused) and failure.hint == HINT_LOGIN:
+        if failure.hint == HINT_LOGIN:
             failure.hint = app.rejected_hint
         if isinstance(failure, Unreachable) and not failure.hint:
             # it names server, proxy and certificates
