@@ -7364,6 +7364,10 @@ class NothingLeftBehind(NetworkCase):
                 self.assertIn("'dev@example.com llamactl on ", self.error_of(result, 5))
                 self.assertIn("hint: delete the key in the web console", result.err)
                 self.assertTrue(self.cloud.logins[0]["revoked"])
+        self.start("key")
+        self.cloud.fault(API_KEYS, "redirect", executed=True)
+        named = self.error_of(self.call(SIGN_IN), 1)
+        self.assertIn("'dev@example.com llamactl on ", named)
         for status in (400, 403, 404):
             with self.subTest(status=status):
                 self.cloud.fault(API_KEYS, "status", status=status)
