@@ -4985,6 +4985,21 @@ class DamagedStoreTest(StoreCase):
     )
     WRONG = (None, True, float("inf"), "\ud800", [1], {"a": {"b": 1}}, 10**400)
 
+    def test_a_link_that_is_replaced_while_it_is_followed_is_refused(self):
+        self.with_profile()
+        os.rename(self.store_path, self.store_path + ".real")
+        os.symlink("profiles.json.real", self.store_path)
+        readlink = os.readlink
+
+        def replaced(path, **options):
+            target = readlink(path, **options)
+            os.symlink("elsewhere", self.store_path + ".next")
+            os.replace(self.store_path + ".next", self.store_path)
+            return target
+
+        with patched(os, "readlink", replaced):
+            self.assert_one_error(self.call("auth get"), 1, self.store_path)
+
     def test_readers_name_it_and_touch_nothing(self):
         for damage in self.DAMAGES:
             self.put(damage, 0o644)
