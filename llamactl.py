@@ -89,7 +89,7 @@ if TYPE_CHECKING:
         TypeGuard,
         Union,
     )
-    from urllib.request import OpenerDirector, Request  # noqa: F401
+    from urllib.request import Request  # noqa: F401
 
     Args = argparse.Namespace
     Json = Dict[str, Any]
@@ -3134,12 +3134,11 @@ def naming_variable(name):
         raise
 
 
-def credential_with_key(process, key, source, project, default_url):
-    # type: (Process, str, str, Optional[str], str) -> Credential
+def credential_with_key(process, key, source, project):
+    # type: (Process, str, str, Optional[str]) -> Credential
     """KEY, which SOURCE gave, with the URL and the project of the variables.
 
-    PROJECT is that of the command line, DEFAULT_URL for where no variable names one.
-    Raises Failure.
+    PROJECT is that of the command line. Raises Failure.
     """
     api_url = process.get(VAR_API_URL)
     project_id = process.get(VAR_PROJECT)
@@ -3152,7 +3151,7 @@ def credential_with_key(process, key, source, project, default_url):
         "api_key": source,
     }
     with naming_variable(VAR_API_URL):
-        api_url = normal_url(api_url or default_url)
+        api_url = normal_url(api_url or DEFAULT_API_URL)
     return Credential(api_url, key, project or project_id, None, {}, sources)
 
 
@@ -3172,7 +3171,7 @@ def credential_of_variables(process, project, warn):
         variable = VAR_KEY_FILE if path else VAR_API_KEY
         with naming_variable(variable):
             key = read_key_file(path) if path else clean_key(key or "")
-        return credential_with_key(process, key, variable, project, DEFAULT_API_URL)
+        return credential_with_key(process, key, variable, project)
     for name in (VAR_PROJECT, VAR_API_URL):
         if process.get(name):
             warn(f"{name} is ignored, as {VAR_API_KEY} is not set")
@@ -3336,13 +3335,10 @@ class App:
         if name:
             raise misuse("--api-key-file and a profile exclude each other")
         key = self.read_key(args.api_key_file)
-        api_url = DEFAULT_API_URL
-        if not self.process.get(VAR_API_URL):
-            api_url = current_url(self.store.load())
-        source = "--api-key-file"
-        return self.use(
-            credential_with_key(self.process, key, source, args.project, api_url)
-        )
+        credential = credential_with_key(self.process, key, "--api-key-file", args.project)
+        if credential.sources["environment"] == "default":  # no variable names one
+            credential = credential._replace(api_url=current_url(self.store.load()))
+        return self.use(credential)
 
     def use(self, credential):
         # type: (Credential) -> Credential
@@ -3747,8 +3743,8 @@ def wait_for_approval(app, session, provider, waiting):
                 grant_type=DEVICE_GRANT,
                 device_code=waiting["device_code"],
             )
-            token = (parse_object(answer.body) or {}).get("refresh_token")
-            if isinstance(token, str):
+            token = first_text(parse_object(answer.body) or {}, "refresh_token")
+            if token:
                 session.profile["refresh_token"] = token
         return answer
 
@@ -4808,6 +4804,7 @@ or rejected, 5 server unreachable or failing (try again), 126 and 127 from `auth
 exec`, 129, 130 and 143 interrupted"""
 
 
+@lru_cache()
 def read_commands():
     # type: () -> Dict[str, List[str]]
     """For each command what it does, its options and an example."""
@@ -4964,9 +4961,7 @@ def unknown_command(words):
         renamed = f"{group} get"
     if renamed:
         return misuse(f"`{words}` is now `{renamed}`", f"llamactl {renamed}")
-    shown = words
-    if words not in NOT_OFFERED:
-        shown = " ".join(map(quotable, words.split()))
+    shown = words if words in NOT_OFFERED else " ".join(map(quotable, words.split()))
     if words in NOT_OFFERED or group in NOT_OFFERED:
         message = f"`{shown}` is not offered here; use the official client"
         return misuse(message, "llamactl --help")
