@@ -1245,10 +1245,18 @@ def remove_tree(folder):
     shutil.rmtree(folder, ignore_errors=True)
 
 
+CONTROL = "/api/v1beta1/deployments"
+VERSION = "/api/v1beta1/deployments-public/version"
 LIST_PROJECTS = "/api/v1beta1/deployments/list-projects"
-DEPLOYMENTS_PATH = "/api/v1beta1/deployments"
-VERSION_ENDPOINT = "/api/v1beta1/deployments-public/version"
-OFFICIAL_URL = "https://api.cloud.llamaindex.ai"
+ORGANIZATION_LIST = "/api/v1beta1/deployments/organizations"
+DISCOVERY = "/api/v1/auth/oidc/discovery"
+CONFIGURATION = "/oidc/.well-known/openid-configuration"
+DEVICE_CODE = "/oidc/device_authorization"
+TOKEN = "/oidc/token"
+REVOKE = "/oidc/revoke"
+ME = "/api/v1/auth/me"
+API_KEYS = "/api/v1/api-keys"
+DEFAULT_URL = "https://api.cloud.llamaindex.ai"
 UNSEEN = "0a1b2c3d-0000-4000-8000-123456789abc"  # the id of a project that nobody has
 NOWHERE = "http://127.0.0.1:1"  # nothing listens there, and no name must be looked up
 # what would move a cursor, ring a bell, set a title, forge a row or turn the text around
@@ -1651,7 +1659,7 @@ class StartUp(CommandCase):
             project_name: Alpha
             $ llamactl environments get
             API_URL ...
-            {OFFICIAL_URL} ...
+            {DEFAULT_URL} ...
             {self.url} ...
             $ llamactl --quiet environments add https://a.example --no-verify
             $ llamactl --quiet environments use {self.url}
@@ -2006,7 +2014,6 @@ try:
 except ImportError:
     sqlite3 = None  # some Pythons are built without; one test says what happens then
 
-DEFAULT_URL = "https://api.cloud.llamaindex.ai"
 STORE_FILES = ["profiles.json", "profiles.json.lock"]
 
 
@@ -2848,14 +2855,14 @@ class Questions(SignalCase):
                 3  red
             Profile, by number or name [blue]: profile blue deleted
             $ llamactl environments use
-                1  {OFFICIAL_URL}
+                1  {DEFAULT_URL}
                 2  {NOWHERE}
             *   3  {self.url}
             Environment, by number or name [{self.url}]: environment {self.url} is ...
             $ llamactl environments use {NOWHERE}
             ...
             $ llamactl environments delete
-                1  {OFFICIAL_URL}
+                1  {DEFAULT_URL}
             *   2  {NOWHERE}
                 3  {self.url}
             Environment, by number or name [{NOWHERE}]: environment {NOWHERE} deleted
@@ -3178,12 +3185,6 @@ def content_of(path):
     return file_bytes(path) if os.path.exists(path) else None
 
 
-def put_file(path, content, mode=0o600):
-    with open(path, "wb") as file:
-        file.write(content)
-    os.chmod(path, mode)
-
-
 def mode_of(path):
     return oct(stat.S_IMODE(os.stat(path).st_mode))
 
@@ -3326,7 +3327,7 @@ class DiskCase(CommandCase):
     def put(self, content, mode=0o600):
         """CONTENT as the store, whatever it is."""
         os.makedirs(self.folder, 0o700, exist_ok=True)
-        put_file(self.store_path, content, mode)
+        write_file(self.store_path, content, mode)
 
     def of_variables(self):
         return {
@@ -3419,7 +3420,7 @@ class StoreFolderTest(DiskCase):
         self.cloud = self.cloud_server()
         self.with_profile()
         os.chmod(self.store_path, 0o644)  # loose, but that is for a writer to mend
-        put_file(self.store_path + ".new", b"what a crash left")
+        write_file(self.store_path + ".new", b"what a crash left", 0o600)
         os.chmod(self.folder, 0o755)
         before = tree(self.home)
         for command in self.READERS + self.OFFLINE_READERS:
@@ -3558,7 +3559,7 @@ class CrashTest(DiskCase):
             elif content is None:
                 os.mkdir(path, bits)
             else:
-                put_file(path, content, bits)
+                write_file(path, content, bits)
         self.done(*command)
         after = self.state().items()
         return sorted((path.partition(".damaged-")[0], entry) for path, entry in after)
@@ -3585,7 +3586,7 @@ class CrashTest(DiskCase):
 
     def test_a_change_beside_what_a_crash_left(self):
         self.with_profile()
-        put_file(self.store_path + ".new", b'{"version": 1')
+        write_file(self.store_path + ".new", b'{"version": 1', 0o600)
         self.assert_survives(self.store_path, self.WRITE, self.NEXT)
 
     def test_a_change_of_a_damaged_store_behind_a_link(self):
@@ -3613,7 +3614,7 @@ class CrashTest(DiskCase):
         inject = ("auth", "inject", "--env-file", path)
         self.assert_survives(path, inject, inject + ("--profile", "main"))
         real = os.path.join(folder, "real.env")
-        put_file(real, b'# mine\nA=1\nLLAMA_CLOUD_API_KEY=old\nLAST="no newline"', 0o640)
+        write_file(real, b'# mine\nA=1\nLLAMA_CLOUD_API_KEY=old\nLAST="no newline"', 0o640)
         os.unlink(path)
         os.symlink("real.env", path)
         self.assert_survives(real, inject, inject + ("--profile", "main"))
@@ -3641,7 +3642,7 @@ class FullDiskTest(DiskCase):
         path = os.path.join(self.home, ".env")
         for before in (None, b"# mine\n" * 30):
             if before:
-                put_file(path, before)
+                write_file(path, before, 0o600)
             for limit in (0, 1, 50, len(before or b"") or 100):
                 with self.subTest(limit=limit, before=before):
                     with file_size_limit(limit):
@@ -3692,7 +3693,7 @@ class FullDiskTest(DiskCase):
 
     def test_no_home(self):
         """Missing, impossible or unknown: reading works, writing says where it failed."""
-        put_file(os.path.join(self.home, "file"), b"not a folder")
+        write_file(os.path.join(self.home, "file"), b"not a folder", 0o600)
         del self.env["LLAMACTL_CONFIG_DIR"]
         missing, blocked = f"{self.home}/missing/deep", f"{self.home}/file/home"
         for home in (missing, blocked, "relative", None):
@@ -3752,7 +3753,7 @@ class FileSystemCase(DiskCase):
             if content is not None:
                 os.unlink(path)
         self.with_profile()
-        put_file(self.env_file.path, b"A=1\n")
+        write_file(self.env_file.path, b"A=1\n", 0o600)
 
     def changes(self, *lists):
         """Each of the two changes with each row of LISTS."""
@@ -3796,7 +3797,7 @@ class FileSystemsWithoutLocks(FileSystemCase):
 
     def hold(self, change, word, seconds=0):
         """The lock file of another process with its WORD, made so many SECONDS ago."""
-        put_file(change.lock, word)
+        write_file(change.lock, word, 0o600)
         made = os.stat(change.lock).st_mtime - seconds
         os.utime(change.lock, (made, made))
 
@@ -3852,7 +3853,9 @@ class FileSystemsWithoutLocks(FileSystemCase):
         for change, seconds, shift in self.changes((70, 100000), (0, 7200, -7200)):
             with self.case(change, seconds, shift), self.clock(shift):
                 self.hold(change, b"dead", seconds)
-                put_file(change.lock.replace("locked", "new.dead"), b"what it wrote")
+                write_file(
+                    change.lock.replace("locked", "new.dead"), b"what it wrote", 0o600
+                )
                 self.assert_made(change, 1)
 
     def test_one_that_goes_meanwhile_is_waited_for(self):
@@ -3885,7 +3888,7 @@ class FileSystemsWithoutLocks(FileSystemCase):
 
             def take_over(_, change=change, word=word):
                 os.unlink(change.lock)
-                put_file(change.path, b"OTHERS=1\n")
+                write_file(change.path, b"OTHERS=1\n", 0o600)
                 if word:  # else that process is at its end
                     self.hold(change, word)
 
@@ -4805,7 +4808,7 @@ class OtherSystems(CommandCase):
 # ========================================================================================
 
 
-class StoreCase(DiskCase, CommandCase):
+class StoreCase(DiskCase):
     """Files and commands, with a stand-in."""
 
     def setUp(self):
@@ -5351,17 +5354,6 @@ class ProfilesTest(StoreCase):
 # http: every endpoint under every fault, hostile redirects, TLS, proxies, retries
 # ========================================================================================
 
-CONTROL = "/api/v1beta1/deployments"
-VERSION = "/api/v1beta1/deployments-public/version"
-PROJECT_LIST = "/api/v1beta1/deployments/list-projects"
-ORGANIZATION_LIST = "/api/v1beta1/deployments/organizations"
-DISCOVERY = "/api/v1/auth/oidc/discovery"
-CONFIGURATION = "/oidc/.well-known/openid-configuration"
-DEVICE_CODE = "/oidc/device_authorization"
-TOKEN = "/oidc/token"
-REVOKE = "/oidc/revoke"
-ME = "/api/v1/auth/me"
-API_KEYS = "/api/v1/api-keys"
 KEY_ID = "key-stored"
 LOG_IN = "auth login --project proj-alpha"
 LOGIN = LOG_IN.split()
@@ -5435,18 +5427,18 @@ ENDPOINTS = {
 version              | GET {VERSION}           | 9 | elsewhere | environments add URL
 version for a list   | GET {VERSION}           | 9 | key       | organizations get
 organizations        | GET {ORGANIZATION_LIST} | 9 | key       | organizations get
-projects             | GET {PROJECT_LIST}      | 9 | key       | projects get
-projects of a choice | GET {PROJECT_LIST}      | 9 | key       | projects use proj-beta
-projects of a key    | GET {PROJECT_LIST}      | 9 | key       | {ONE_FLAG}
-projects, both flags | GET {PROJECT_LIST}      | 9 | key       | {BOTH_FLAGS}
-projects of a status | GET {PROJECT_LIST}      | 9 | key       | auth status
+projects             | GET {LIST_PROJECTS}      | 9 | key       | projects get
+projects of a choice | GET {LIST_PROJECTS}      | 9 | key       | projects use proj-beta
+projects of a key    | GET {LIST_PROJECTS}      | 9 | key       | {ONE_FLAG}
+projects, both flags | GET {LIST_PROJECTS}      | 9 | key       | {BOTH_FLAGS}
+projects of a status | GET {LIST_PROJECTS}      | 9 | key       | auth status
 deployments          | GET {CONTROL}           | 9 | key       | deployments get
 deployment           | GET {CONTROL}/invoices  | 9 | key       | deployments get invoices
 discovery            | GET {DISCOVERY}         | 9 | key       | {LOG_IN}
 configuration        | GET {CONFIGURATION}     | 9 | key       | {LOG_IN}
 device code          | POST {DEVICE_CODE}      | 9 | key       | {LOG_IN}
 poll                 | POST {TOKEN}            | 1 | key       | {LOG_IN}
-projects of a login  | GET {PROJECT_LIST}      | 9 | key       | {LOG_IN}
+projects of a login  | GET {LIST_PROJECTS}      | 9 | key       | {LOG_IN}
 me                   | GET {ME}                | 9 | login     | {LOG_IN}
 new key              | POST {API_KEYS}         | 9 | key       | {LOG_IN}
 deleted key          | DELETE {API_KEYS}/{KEY_ID} | 1 | login  | auth logout main
@@ -5756,7 +5748,7 @@ class Redirects(NetworkCase):
         """.split():
             with self.subTest(to=to):
                 self.cloud.reset()
-                self.cloud.fault(PROJECT_LIST, "redirect", to=to)
+                self.cloud.fault(LIST_PROJECTS, "redirect", to=to)
                 self.fails("projects get", code=1)
                 self.assertEqual(len(self.cloud.requests), 1)
                 self.assertEqual(self.other.cloud.requests, [])
@@ -5765,7 +5757,7 @@ class Redirects(NetworkCase):
         for to in ("http://[::1", "http://[::1]:port/", "\x00", "", "\u00e9://"):
             with self.subTest(to=to):
                 self.cloud.reset()
-                self.cloud.fault(PROJECT_LIST, "redirect", 99, to=to)
+                self.cloud.fault(LIST_PROJECTS, "redirect", 99, to=to)
                 self.fails("projects get", code=1)
                 self.assertLess(len(self.cloud.requests), 10)
 
@@ -5792,7 +5784,7 @@ class ServerWords(NetworkCase):
 
     def error(self, status, body, headers=()):
         options = {"status": status, "body": body, "headers": dict(headers)}
-        self.cloud.fault(PROJECT_LIST, "status", **options)
+        self.cloud.fault(LIST_PROJECTS, "status", **options)
         return self.fails("projects get")
 
     def test_status_detail_and_request_id(self):
@@ -5845,7 +5837,7 @@ class ServerWords(NetworkCase):
             sys.exit(code or "peak: %d" % tracemalloc.get_traced_memory()[1])
         """
         body = json.dumps({"projects": [], "filler": "x" * 200000}).encode("ascii")
-        self.cloud.fault(PROJECT_LIST, "chunks", body=body)
+        self.cloud.fault(LIST_PROJECTS, "chunks", body=body)
         (peak,) = re.findall(
             "peak: ([0-9]+)", self.process("projects get", python=["-c", script]).err
         )
@@ -7337,7 +7329,7 @@ class NothingLeftBehind(NetworkCase):
         self.assertEqual(self.cloud.requests, [])
 
     def test_a_store_that_breaks_after_the_approval(self):
-        for path in (PROJECT_LIST, API_KEYS):
+        for path in (LIST_PROJECTS, API_KEYS):
             with self.subTest(path):
                 self.start("key")
                 hear(self.cloud, path, after=self.break_store)
@@ -7623,12 +7615,12 @@ class RequestCounts(NetworkCase):
         self.check(
             "key",
             f"""
-            auth token --api-key {OTHER_KEY} --project proj-beta | GET {PROJECT_LIST}
+            auth token --api-key {OTHER_KEY} --project proj-beta | GET {LIST_PROJECTS}
             auth token --api-key {OTHER_KEY} --project proj-beta --no-verify
-            projects get | GET {PROJECT_LIST}
-            projects get proj-alpha | GET {PROJECT_LIST}
-            projects use proj-beta | GET {PROJECT_LIST}
-            auth status | GET {PROJECT_LIST} | GET {ME}
+            projects get | GET {LIST_PROJECTS}
+            projects get proj-alpha | GET {LIST_PROJECTS}
+            projects use proj-beta | GET {LIST_PROJECTS}
+            auth status | GET {LIST_PROJECTS} | GET {ME}
             auth status --offline
             auth get
             auth get main -o json
@@ -7655,7 +7647,7 @@ class RequestCounts(NetworkCase):
     def test_of_logins(self):
         login = (
             f"{SIGN_IN} | GET {DISCOVERY} | GET {CONFIGURATION} | POST {DEVICE_CODE}"
-            f" | POST {TOKEN} | GET {PROJECT_LIST}"
+            f" | POST {TOKEN} | GET {LIST_PROJECTS}"
         )
         self.check("key", f"{login} | POST {API_KEYS}")
         self.check("login", f"{login} | GET {ME} | POST {REVOKE}")
@@ -8369,7 +8361,7 @@ class AuthInject(CommandCase):
             {stored}=proj-beta
             $ {variables} llamactl auth inject --env-file -
             LLAMA_CLOUD_API_KEY={OTHER_KEY}
-            LLAMA_CLOUD_BASE_URL={OFFICIAL_URL}
+            LLAMA_CLOUD_BASE_URL={DEFAULT_URL}
             LLAMA_AGENTS_PROJECT_ID=p
             warning: ...
             $ {variables} llamactl auth inject --env-file - --profile main
@@ -8504,7 +8496,7 @@ class AuthStatus(CommandCase):
             warning: ...
             $ {full} llamactl auth status --offline
             ...
-            environment   default                  {OFFICIAL_URL}
+            environment   default                  {DEFAULT_URL}
             ...
             warning: ...
             $ {full} LLAMA_CLOUD_USE_PROFILE=1 llamactl auth status --offline
@@ -8770,10 +8762,10 @@ class Environments(CommandCase):
         self.play(f"""
             $ llamactl environments get
             API_URL...  REQUIRES_AUTH  ACTIVE
-            {OFFICIAL_URL}  yes            no
+            {DEFAULT_URL}  yes            no
             {self.url}...  yes            yes
             $ llamactl environments get -o yaml
-            - api_url: {OFFICIAL_URL}
+            - api_url: {DEFAULT_URL}
               requires_auth: true
               active: false
             - api_url: {self.url}
@@ -8786,7 +8778,7 @@ class Environments(CommandCase):
         self.play(f"""
             $ llamactl environments get
             API_URL...  REQUIRES_AUTH  ACTIVE
-            {OFFICIAL_URL}  yes            yes
+            {DEFAULT_URL}  yes            yes
         """)
 
     def test_add_probes_stores_and_makes_current(self):
@@ -8799,10 +8791,10 @@ class Environments(CommandCase):
             API_URL...  REQUIRES_AUTH  ACTIVE
             {self.url}  no             yes
         """)
-        self.assertEqual(self.requests(), [("GET", VERSION_ENDPOINT)])
+        self.assertEqual(self.requests(), [("GET", VERSION)])
 
     def test_add_of_what_does_not_answer_changes_nothing(self):
-        self.cloud.fault(VERSION_ENDPOINT, "html")
+        self.cloud.fault(VERSION, "html")
         self.play(f"""
             $ llamactl environments add
             error: no URL given
@@ -8863,18 +8855,18 @@ class Environments(CommandCase):
 
     def test_use(self):
         self.play(f"""
-            $ llamactl environments use {OFFICIAL_URL}
-            environment {OFFICIAL_URL} is current; ...
+            $ llamactl environments use {DEFAULT_URL}
+            environment {DEFAULT_URL} is current; ...
             $ llamactl config
             ...
-            {OFFICIAL_URL}  -        -           -
+            {DEFAULT_URL}  -        -           -
             $ llamactl environments use {self.url}/
             environment {self.url} is current; ...
             $ llamactl config
             ...
             {self.url}  -        -           -
             $ llamactl environments use
-            error: ...URL: {OFFICIAL_URL}, {self.url}
+            error: ...URL: {DEFAULT_URL}, {self.url}
             [2]
             $ llamactl environments use https://nope.example
             error: environment https://nope.example not found; available: ...
@@ -8894,7 +8886,7 @@ class Environments(CommandCase):
         default = f"""
             $ llamactl environments get
             API_URL...  REQUIRES_AUTH  ACTIVE
-            {OFFICIAL_URL}  yes            yes
+            {DEFAULT_URL}  yes            yes
         """
         self.play(f"""
             $ llamactl environments delete {self.url}
@@ -8903,14 +8895,14 @@ class Environments(CommandCase):
             environment {self.url} deleted
             {default}
             $ llamactl environments delete
-            error: ...URL: {OFFICIAL_URL}
+            error: ...URL: {DEFAULT_URL}
             [2]
             $ llamactl environments delete {self.url}
             error: ...{self.url}...
             ...
             [1]
-            $ llamactl environments delete {OFFICIAL_URL}
-            environment {OFFICIAL_URL} deleted
+            $ llamactl environments delete {DEFAULT_URL}
+            environment {DEFAULT_URL} deleted
             {default}
         """)
         self.assertNotIn(made, self.cloud.keys_alive())
@@ -9076,7 +9068,7 @@ class Organizations(CommandCase):
             warning: {self.url} has no organizations
             no organization found
         """)
-        self.assertEqual(self.requests(), [("GET", VERSION_ENDPOINT)])
+        self.assertEqual(self.requests(), [("GET", VERSION)])
 
 
 class Config(CommandCase):
@@ -9108,7 +9100,7 @@ class Config(CommandCase):
         self.play(f"""
             $ {variables} config
             ENVIRONMENT...  PROFILE  PROJECT_ID  PROJECT_NAME
-            {OFFICIAL_URL}  -        p           -
+            {DEFAULT_URL}  -        p           -
             warning: ...
             $ {variables} config --profile main
             ENVIRONMENT...  PROFILE  PROJECT_ID  PROJECT_NAME
@@ -9234,7 +9226,7 @@ class Deployments(CommandCase):
             [1]
         """)
         last = self.cloud.requests[-1]
-        self.assertEqual(last.path, f"{DEPLOYMENTS_PATH}/a%2Fb%20c%3Fd%23%C3%A9")
+        self.assertEqual(last.path, f"{CONTROL}/a%2Fb%20c%3Fd%23%C3%A9")
         self.assertEqual(last.query, {"project_id": "proj-alpha"})
 
     def test_no_password_of_an_address_is_shown(self):
@@ -10211,7 +10203,7 @@ class Mistakes(CommandCase):
             hint: llamactl environments add http://localhost:8000
             [2]
             $ llamactl environments add {self.url}/api/v1
-            error: {self.url}/api/v1{VERSION_ENDPOINT} answered 404: Not Found (request ...)
+            error: {self.url}/api/v1{VERSION} answered 404: Not Found (request ...)
             hint: llamactl environments add {self.url}
             [1]
             $ llamactl environments add {self.url.replace("http:", "https:")}
@@ -10233,7 +10225,7 @@ class Mistakes(CommandCase):
         ):
             self.play(f"""
                 $ llamactl environments add {site}
-                error: {site}{VERSION_ENDPOINT} returned a web page; \
+                error: {site}{VERSION} returned a web page; \
 is a portal in the way, or is it the web console?
                 hint: llamactl environments add {site.replace("cloud", "api.cloud")}
                 [5]
