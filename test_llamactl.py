@@ -4782,6 +4782,15 @@ class OtherSystems(CommandCase):
             self.done("auth logout main")
         self.assertEqual((self.profiles(), refusals), ({}, []))
 
+    def test_elsewhere_a_refused_rename_is_not_waited_out(self):
+        self.patch(WINDOWS=False, RENAME_TIMEOUT=0.2)
+        self.with_profile()
+        with unittest.mock.patch.object(
+            os, "replace", side_effect=PermissionError(errno.EPERM, "no")
+        ) as replace:
+            self.assertEqual(self.call("environments add https://a.example").code, 1)
+        self.assertEqual(replace.call_count, 1)
+
     def test_the_store_needs_nothing_of_posix(self):
         """No fcntl, no owners, no modes on descriptors, no folder that could be fsynced."""
         for name in "geteuid getuid fchmod fchown uname".split():
