@@ -4577,8 +4577,8 @@ COMPLETION = {
     last=${words[${#words[@]} - 1]}
     IFS=$'\\n'
     COMPREPLY=($(llamactl completion words -- "${words[@]:1}" 2>/dev/null))
-    # bash takes @ and : for the start of a word, and replaces only what follows
-    COMPREPLY=("${COMPREPLY[@]#"${last%"${COMP_WORDS[COMP_CWORD]}"}"}")
+    # bash takes @ and : for the start of a word, and replaces only $2, which starts there
+    COMPREPLY=("${COMPREPLY[@]#"${last%"$2"}"}")
 }
 complete -o default -F _llamactl llamactl
 """,

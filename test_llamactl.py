@@ -9879,7 +9879,7 @@ class Completion(CommandCase):
     ASK = {
         "bash": """eval "$(llamactl completion bash)"
             COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=999
-            _llamactl
+            _llamactl llamactl "${@: -1}"
             printf '%s\\n' "${COMPREPLY[@]}" """,
         "zsh": """compdef() { :; }; compadd() { shift; print -rl -- "$@"; }
             eval "$(llamactl completion zsh)"; words=("$@"); CURRENT=$#; _llamactl""",
@@ -9938,7 +9938,8 @@ class Completion(CommandCase):
         self.assertEqual((process.returncode, process.stderr), (0, b""))
         return sorted(process.stdout.decode("utf-8").split())
 
-    def check(self, shell):
+    def install(self, shell):
+        """Where SHELL is, make a llamactl that it finds."""
         if not shutil.which(shell):
             self.skipTest(f"there is no {shell} here")
         command = os.path.join(self.home, "bin", "llamactl")
@@ -9948,6 +9949,9 @@ class Completion(CommandCase):
             file.write(f'#!/bin/sh\nexec {program} "$@"\n')
         os.chmod(command, 0o755)
         self.env["PATH"] = os.path.dirname(command) + os.pathsep + os.environ["PATH"]
+
+    def check(self, shell):
+        self.install(shell)
         for typed, words in (
             ("auth log", ["login", "logout"]),
             ("auth use ", ["--help", "--quiet", "dev@example.com", "main"]),
@@ -9960,6 +9964,15 @@ class Completion(CommandCase):
 
     def test_in_bash(self):
         self.check("bash")
+
+    def test_bash_completes_a_name_that_it_takes_for_two_words(self):
+        self.install("bash")
+        begin = b'eval "$(llamactl completion bash)"; stty -echo; echo re""ady\r'
+        script = [("$ ", begin), ("ready", b"llamactl auth use dev@ex\t\r")]
+        script += [("is current", b"exit\r")]
+        bash = ["bash", "--norc", "--noprofile", "-i"]
+        shown = self.pty("", script, env={"PS1": "$ "}, command=bash)
+        self.assertIn("profile dev@example.com is current", shown.out)
 
     def test_in_zsh(self):
         self.check("zsh")
