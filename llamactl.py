@@ -1400,7 +1400,7 @@ def copy_attributes(source, target):
     is_same = True
     with suppress(OSError, AttributeError):  # a system without attributes
         names = os.listxattr(source)
-        if has_acl(target) and ACL not in names:
+        if has_acl(target):
             os.removexattr(target, ACL)
         for name in names:
             try:

@@ -1167,6 +1167,15 @@ def transcript_pattern(lines):
     return "".join(patterns) + r"\Z"
 
 
+# what pip makes of the entry point, without its file
+INSTALLED = [
+    *PYTHON,
+    "-c",
+    f"""import sys; sys.path.insert(0, {os.path.dirname(PROGRAM)!r})
+import llamactl; sys.exit(llamactl.main())""",
+]
+
+
 class Screen:
     """A process on a pseudo-terminal that is its controlling one."""
 
@@ -3084,14 +3093,17 @@ class Streams(SignalCase):
 
     def test_ctrl_c_while_a_server_is_silent(self):
         self.with_profile()
-        self.cloud.fault(LIST_PROJECTS, "silence")
-        process = self.spawn("projects get")
-        while process.poll() is None and not self.cloud.requests:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=5)
-        result = self.note(process.returncode, out, err)
-        self.assertEqual(result, (130, "", "interrupted\n"))
+        for program in (PYTHON + [PROGRAM], INSTALLED):
+            with self.subTest(program):
+                self.cloud.fault(LIST_PROJECTS, "silence")
+                self.cloud.requests.clear()
+                process = self.popen(*program, "projects", "get")
+                while process.poll() is None and not self.cloud.requests:
+                    time.sleep(0.005)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=5)
+                result = self.note(process.returncode, out, err)
+                self.assertEqual(result, (130, "", "interrupted\n"))
 
 
 class Browser(CommandCase):
@@ -3132,6 +3144,15 @@ class Browser(CommandCase):
         for name in names + [None]:  # none: webbrowser found no browser
             with self.subTest(name):
                 self.assertEqual(self.opened("DISPLAY=:0", browser=name), [])
+
+    def test_one_that_stays_open_holds_nothing_up(self):
+        browser = os.path.join(self.home, "browser")
+        write_file(browser, "#!/bin/sh\nexec sleep 9 >/dev/null 2>&1\n", 0o700)
+        env = {"DISPLAY": ":9", "BROWSER": f"{browser} %s"}
+        started = time.monotonic()
+        command = INSTALLED + "auth login --project proj-alpha".split()
+        self.assertEqual(self.run_command(*command, env=env).code, 0)
+        self.assertLess(time.monotonic() - started, 8)
 
     def test_it_sees_no_address_but_http_and_https(self):
         plain = {"verification_uri": "https://id.example/d"}
@@ -3191,11 +3212,14 @@ def mode_of(path):
 
 @contextlib.contextmanager
 def umask(mask):
+    """What runs under MASK leaves it as it is: a child of `auth exec` inherits it."""
     before = os.umask(mask)
     try:
         yield
     finally:
-        os.umask(before)
+        after = os.umask(before)
+    if after != mask:
+        raise AssertionError(f"the umask was {mask:o} and is {after:o}")
 
 
 @contextlib.contextmanager
@@ -4472,6 +4496,15 @@ class WhoseStore(TwoAccounts):
                 result = self.call(self.ADD, env=env)
                 self.assert_one_error(result, 1, "whom root cannot become")
                 self.assertEqual(self.listing(), before)
+
+    def test_root_gets_its_groups_back(self):
+        self.make("ann/ ann 700")
+        groups = os.getgroups()
+        self.addCleanup(os.setgroups, groups)
+        os.setgroups([7])
+        self.call(self.ADD, env={"LLAMACTL_CONFIG_DIR": self.path("ann/conf")})
+        self.assertEqual((os.getgroups(), os.geteuid(), os.getegid()), ([7], 0, 0))
+        self.assertTrue(os.path.exists(self.path("ann/conf/profiles.json")))
 
     def test_stores_of_root_or_an_image_or_behind_a_link_of_the_user_are_read(self):
         """OpenShift's random uid of group 0; root's; a dotfile manager's; a Secret."""
@@ -5872,6 +5905,11 @@ class Tls(TlsCase):
 
     def test_unknown_certificate(self):
         self.assertIn("TLS", self.unheard())
+
+    def test_an_error_that_has_no_words(self):
+        refusal = ssl.CertificateError()
+        with unittest.mock.patch("http.client.HTTPConnection.connect", side_effect=refusal):
+            self.assertIn("TLS failed: the certificate is not valid", self.unheard())
 
     def test_verification_cannot_be_switched_off(self):
         unverified = ssl._create_unverified_context
