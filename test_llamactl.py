@@ -4839,6 +4839,15 @@ class OtherSystems(CommandCase):
         self.assertGreater(locking.call_count, 3)
         self.assertEqual({call[0][1:] for call in locking.call_args_list}, {(2, 1)})
 
+    def test_it_needs_no_flag_that_a_system_may_lack(self):
+        names = "O_PATH O_DIRECTORY O_NOFOLLOW O_NONBLOCK"
+        script = f"import os\nfor name in {names!r}.split(): delattr(os, name)\n"
+        python = ("-c", f"{script}{AS_MAIN}sys.exit(status)")
+        command = f"auth token --api-key {KEY} --project proj-alpha"
+        for words in (command, "auth use llx-wxyz"):
+            self.expect(self.process(words, python=python), 0, "", "llx-wxyz is current")
+        self.assertEqual(list(self.profiles()), ["llx-wxyz"])
+
     def test_a_lock_that_a_live_process_holds_is_named(self):
         self.patch(LOCK_TIMEOUT=0.05)
         with self.locking(OSError(errno.EACCES, "busy")):
