@@ -380,7 +380,9 @@ class Process(ProcessValues):
             path = join(self.home or "~", path[1:].lstrip("/\\"))
         else:
             path = os.path.expanduser(path)
-        if path.startswith("~"):  # there is no home, or no such user
+        if path.startswith("~"):
+            if self.get(VAR_FOLDER):
+                raise misuse(f"{VAR_FOLDER}: there is no such home directory: {path}")
             return None
         with suppress(OSError):  # the working folder may be gone
             return abspath(path)
@@ -391,7 +393,9 @@ def read_process():
     # type: () -> Process
     """What this process was started with."""
     variables = dict(os.environ)
-    home = os.path.expanduser("~")  # type: Optional[str]
+    home = None
+    with suppress(KeyError):  # Python 3.6.7, for a user without an account
+        home = os.path.expanduser("~")
     if variables.get("HOME") == "" or not isabs(str(home)):
         home = None
     host_name = variables.get("COMPUTERNAME", "")
@@ -479,6 +483,7 @@ def replace_process(command, variables):
 
     program = command[0]
     require(program, "the command is empty", code=EXIT_NOT_FOUND)
+    variables.pop("", None)  # as a shell drops it; it cannot be handed on
     try:
         if WINDOWS:
             import subprocess
@@ -493,7 +498,10 @@ def replace_process(command, variables):
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.execvpe(program, command, variables)
     except FileNotFoundError:
-        raise Failure(f"{program}: command not found", code=EXIT_NOT_FOUND) from None
+        problem = "command not found"
+        if os.sep in program and exists(program):
+            problem = "the interpreter that it names was not found"
+        raise Failure(f"{program}: {problem}", code=EXIT_NOT_FOUND) from None
     except OSError as error:
         raise Failure(f"{program}: {reason(error)}", code=EXIT_NOT_EXECUTABLE) from None
 
@@ -559,6 +567,14 @@ def quotable(word):
     return word if len(word) < 20 or is_uuid(word) else MASK
 
 
+def as_utf_8(word):
+    # type: (str) -> str
+    """WORD as its bytes have it, which Python 3.6 takes for ASCII in the C locale."""
+    with suppress(UnicodeEncodeError):  # half of a character, on Windows
+        return word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return word
+
+
 def shell_quoted(word):
     # type: (str) -> str
     """WORD as a shell reads it, for hints that are pasted."""
@@ -598,9 +614,9 @@ def clean_key(text):
     Raises Failure for NAME=KEY.
     """
     text = re.sub("\x1b\\[20[01]~", "", text).strip()
+    text = re.sub(r"""(?s)^(["'])(.*)\1$""", r"\2", text)
     if re.match("(export )?[A-Z][A-Z0-9_]*=", text):
         raise misuse("the API key has a name in front of it; give the key alone")
-    text = re.sub(r"""(?s)^(["'])(.*)\1$""", r"\2", text)
     return require_plain(text, "the API key")
 
 
@@ -786,9 +802,7 @@ def cell_text(value):
     # type: (Any) -> str
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None or value == "":
-        return "-"
-    return clean(str(value))
+    return clean("" if value is None else str(value)) or "-"
 
 
 def cell_width(text):
@@ -796,11 +810,13 @@ def cell_width(text):
     """How many columns of a terminal TEXT takes: CJK and emoji 2, combining marks 0."""
     if len(text) == len(text.encode("utf-8", "replace")):
         return len(text)
-    from unicodedata import category, east_asian_width
+    from unicodedata import category, east_asian_width, normalize
 
-    is_wide = [east_asian_width(character) in "FW" for character in text]
-    is_mark = [category(character) in "Mn Me Cf" for character in text]
-    return len(text) + sum(is_wide) - sum(is_mark)
+    width = 0
+    for character in normalize("NFC", text):
+        if category(character) not in "Mn Me Cf":
+            width += 2 if east_asian_width(character) in "FW" else 1
+    return width
 
 
 MAX_COLUMN = 200  # what is longer stands out, and pads no other row
@@ -886,11 +902,12 @@ def env_lines(values):
 
 def usual_line_end(text):
     # type: (str) -> str
-    """The line end for new lines of TEXT: its own, a lone \\n before a lone \\r."""
-    if text.endswith("\r"):
-        return "\r"
-    match = re.search(r"(?<!\r)\n", text) or re.search(r"\r\n?", text)
-    return match.group() if match else "\n"
+    """The line end for new lines of TEXT: its own, \\r only where it has no other."""
+    if not re.search(r"(?<!\r)\n", text):
+        for end in ("\r\n", "\r"):
+            if end in text:
+                return end
+    return "\n"
 
 
 def joins_next_line(line):
@@ -939,18 +956,21 @@ def updated_env(text, values):
             pieces.append(part)
             line_above = part
             continue
-        if comment:  # Docker and systemd would read it as part of the value
+        # it continues the line above, to a shell and to systemd
+        is_joined = joins_next_line(line_above) and not line_above.lstrip().startswith("#")
+        if not is_joined:
+            missing.pop(name, None)
+        if comment and not is_joined:  # Docker and systemd take it for part of the value
             indentation = prefix.partition("export")[0]
             pieces += [indentation, comment, usual_end]
         pieces += [prefix, lines[name], ending]
-        # else it continues that line, to a shell and to systemd
-        if not joins_next_line(line_above) or line_above.lstrip().startswith("#"):
-            missing.pop(name, None)
         line_above = ""
     export = "export " if exports == {True} else ""
     new_lines = [export + line for line in missing.values()]
     if missing and joins_next_line(line_above):  # a blank line ends what it continues
         new_lines.insert(0, "")
+    if new_lines and text.endswith("\r") and usual_end != "\r":  # half of a line end
+        pieces.append("\n")
     for line in new_lines:  # a last line end that is missing stays missing
         if not text or text.endswith(("\n", "\r")):
             pieces += [line, usual_end]
@@ -978,6 +998,13 @@ def open_controlling_terminal():
 def is_terminal(stream):
     # type: (Any) -> bool
     return stream is not None and not stream.closed and stream.isatty()
+
+
+def wait_for_input(stream):
+    # type: (Any) -> None
+    """Let a read of STREAM wait, which another program may have switched off."""
+    with suppress(AttributeError, OSError, ValueError):  # Windows; no descriptor
+        os.set_blocking(stream.fileno(), True)
 
 
 class Terminal:
@@ -1082,10 +1109,12 @@ class Terminal:
         Raises KeyboardInterrupt at Ctrl-C, Ctrl-D and a hang-up.
         """
         catch_signals()
-        with suppress(ImportError, OSError, ValueError):  # Windows; no terminal
+        wait_for_input(self.input)
+        with suppress(ImportError):  # Windows
             import termios
 
-            termios.tcflush(self.input.fileno(), termios.TCIFLUSH)
+            with suppress(OSError, ValueError, termios.error):  # it hung up
+                termios.tcflush(self.input.fileno(), termios.TCIFLUSH)
         self.write_error(masked(clean(question), self.secrets))
         line = b""
         with suppress(OSError):  # a hang-up
@@ -1213,11 +1242,16 @@ class Terminal:
                 "llamactl auth token --api-key-file PATH --project ID",
             )
         require(sys.stdin is not None, "standard input is closed", code=EXIT_USAGE)
-        return decoded_key(sys.stdin.buffer.read(MAX_KEY_BYTES))
+        wait_for_input(sys.stdin)
+        try:
+            return decoded_key(sys.stdin.buffer.read(MAX_KEY_BYTES))
+        except OSError as error:
+            raise Failure(f"standard input cannot be read: {reason(error)}") from None
 
 
 # ==== disk: whose file it is, private folders, a lock, atomic replacement
 LOCK_TIMEOUT = 10.0
+MAX_STARS = 6
 MAX_HOLD = 60.0  # how old a lock file may get where the system has no locks
 RENAME_TIMEOUT = 1.0
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -1244,10 +1278,13 @@ UNSUPPORTED = (  # how a file system says that it has no locks, or cannot sync
 @contextmanager
 def naming_path(path, verb, hint=""):
     # type: (str, str, str) -> Iterator[None]
-    """Turn the operating system's errors into a Failure that names PATH."""
+    """Turn the operating system's errors into a Failure that names PATH, or its lock."""
     try:
         yield
     except (OSError, UnicodeError) as error:  # the latter where a path is no text
+        name = str(getattr(error, "filename", ""))
+        if name.startswith(f"{os.path.basename(path)}."):
+            path = join(dirname(path), name)
         raise Failure(f"{path} cannot be {verb}: {reason(error)}", hint) from None
 
 
@@ -1496,7 +1533,7 @@ class Place:
             try:
                 status = self.status()
             except FileNotFoundError:
-                self.missing = [self.name] + parts
+                self.missing = [self.name] + [part for part in parts if part]
                 self.path = join(here, *self.missing)
                 break
             if stat.S_ISLNK(status.st_mode):
@@ -1553,6 +1590,8 @@ class Place:
 
         CHECK raises Failure for an open file that must not be read.
         """
+        if len(self.missing) > 1:  # another process may make them now
+            return None
         try:
             with self.opened("rb") as file:
                 descriptor = file.fileno()
@@ -1841,6 +1880,9 @@ def write_in_place(place, edit, seen):
                 f"{place.path} was replaced during the update, or has another hard link"
             )
         warn_if_open(descriptor, place.path, 0o066, "600", place.warn)
+        place.warn(
+            f"{place.path} is written in place: a crash during the write would corrupt it"
+        )
         before = file.read()
         after = edit(before)
         size = len(before)
@@ -1874,9 +1916,6 @@ def rewrite_checked(place, edit, check, is_foreign):
     except OSError as error:
         if before is None or is_foreign or error.errno not in refusals:
             raise
-        place.warn(
-            f"{place.path} is written in place: a crash during the write would corrupt it"
-        )
         write_in_place(place, edit, before.status)
     return True
 
@@ -1900,11 +1939,16 @@ def is_ignored(pattern, parts):
     """Whether a line of a .gitignore names the path PARTS, or a folder on it."""
     from fnmatch import fnmatch
 
+    # a comment may hold what fnmatch takes for wrong; stars can take it for ever
+    if pattern.startswith("#") or pattern.count("*") > MAX_STARS:
+        return False
     names = parts[:-1] if pattern.endswith("/") else parts
     pattern = re.sub(r"^\*\*/|/$", "", pattern)
     if "/" in pattern:
         names = ["/".join(names[:count]) for count in range(1, len(names) + 1)]
-    return any(fnmatch(name, pattern.lstrip("/")) for name in names)
+    with suppress(re.error):  # before Python 3.10 for a range that is upside down
+        return any(fnmatch(name, pattern.lstrip("/")) for name in names)
+    return False
 
 
 def is_unignored(path):
@@ -2070,6 +2114,7 @@ class Store:
 
         Raises Failure where a part of it belongs to anybody else.
         """
+        require(self.folder, "there is no home directory to keep profiles in", HINT_FOLDER)
         path = join(self.folder, STORE_NAME)
         with naming_path(path, verb, hint), closing(Place(path, ".", self.warn)) as place:
             self._place = place
@@ -2151,7 +2196,6 @@ class Store:
     def change(self):
         # type: () -> Iterator[StoreData]
         """Lock the store, yield its content, and write what the caller made of it."""
-        require(self.folder, "there is no home directory to keep profiles in", HINT_FOLDER)
         with self.opened("changed"):
             self._place.read(self._check_owner)
             self._place.make_folders()
@@ -2436,10 +2480,16 @@ def find_proxy(process, url, is_offline=False):
     if source not in names and not is_offline and proxy_bypass(host):
         return None
     kind, _, place = address.rpartition("://")
+    shown = f"http://{place.rpartition('@')[2]}"
+    hint = f"{SET} {scheme}_proxy=http://HOST:PORT"
     if kind.lower() not in ("", "http"):
         message = f"{source} names a proxy of the kind {kind}://, which is not supported"
-        raise Failure(message, f"{SET} {scheme}_proxy=http://HOST:PORT")
-    return Proxy(f"http://{place}", f"http://{place.rpartition('@')[2]}", source)
+        raise Failure(message, hint)
+    try:
+        split_url(shown, "/.*")
+    except ValueError:
+        raise Failure(f"{source} is not the address of a proxy", hint) from None
+    return Proxy(f"http://{place}", shown, source)
 
 
 def connect(address, timeout, _=None):
@@ -2451,7 +2501,8 @@ def connect(address, timeout, _=None):
     connection = None
     if count > 1:
         with suppress(OSError):  # the second try tells
-            connection = socket.create_connection(address, FIRST_TRY)
+            first_try = min(FIRST_TRY, timeout / count / 2)
+            connection = socket.create_connection(address, first_try)
     connection = connection or socket.create_connection(address, timeout / count)
     connection.settimeout(timeout)
     return connection
@@ -2580,7 +2631,7 @@ def retry_after(answer, default, now):
     text = answer.headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)
-    with suppress(TypeError, ValueError):  # no date
+    with suppress(TypeError, ValueError, IndexError, OverflowError):  # no date
         return max(default, parsedate_to_datetime(text).timestamp() - now)
     return default
 
@@ -3194,12 +3245,12 @@ def find_profile(data, api_url, name):
             if name in other["profiles"]:
                 raise Failure(
                     f"profile {name} belongs to {url}, not to {api_url}",
-                    f"llamactl environments use {url}",
+                    f"llamactl environments use {shell_quoted(url)}",
                 )
         known = listed([(each, each) for each in sorted(profiles)])
         raise Failure(
             f"{api_url} has no profile {quotable(name)}; available: {known}",
-            "llamactl auth get",
+            "llamactl auth get" if profiles else HINT_LOGIN,
         )
     if not environment.get("requires_auth", True):
         return None
@@ -3220,7 +3271,7 @@ def credential_of_profile(process, data, name, named_by, project):
     # type: (Process, StoreData, Optional[str], str, Optional[str]) -> Credential
     """The credential in the profile NAME, which NAMED_BY gave, else in the current one."""
     if not name:
-        name = process.get(VAR_PROFILE)
+        name = as_utf_8(process.get(VAR_PROFILE) or "")
         named_by = VAR_PROFILE if name else "auth use"
     api_url = current_url(data)
     with naming_variable(VAR_PROFILE) if named_by == VAR_PROFILE else ExitStack():
@@ -3335,7 +3386,10 @@ class App:
         if name:
             raise misuse("--api-key-file and a profile exclude each other")
         key = self.read_key(args.api_key_file)
-        credential = credential_with_key(self.process, key, "--api-key-file", args.project)
+        process = self.process
+        if process.prefers_profile():
+            process = process._replace(variables={})
+        credential = credential_with_key(process, key, "--api-key-file", args.project)
         if credential.sources["environment"] == "default":  # no variable names one
             credential = credential._replace(api_url=current_url(self.store.load()))
         return self.use(credential)
@@ -3344,7 +3398,10 @@ class App:
         # type: (Credential) -> Credential
         """Hide the key of CREDENTIAL, and know what helps where it is rejected."""
         self.terminal.hide(credential.api_key or "")
-        if not credential.name:
+        if not credential.api_key:  # the server may ask for one now
+            url = shell_quoted(credential.api_url)
+            self.rejected_hint = f"llamactl environments add {url}"
+        elif not credential.name:
             self.rejected_hint = f"replace or unset {credential.sources['api_key']}"
         elif credential.profile["auth_type"] != OIDC:
             self.rejected_hint = f"{HINT_TOKEN} --name {shell_quoted(credential.name)}"
@@ -3488,6 +3545,7 @@ def check_sign_in(app, args):
     name = args.name or ""
     if name != clean(name).strip() or name.startswith("-"):
         raise misuse("--name must be printable and not start with a dash")
+    app.process.timeout(ANSWER_TIMEOUT)
     data = app.store.check_writable()
     api_url = current_url(data)
     variable = app.process.get(VAR_API_URL)
@@ -3505,8 +3563,8 @@ def check_sign_in(app, args):
 def choose_project(app, projects, wanted, current=None, flag="--project"):
     # type: (App, List[Project], Optional[str], Optional[str], str) -> Project
     """The project WANTED, else the only one, else the one that the user picks."""
+    require(projects, f"no project found; create one {WEB_CONSOLE}")
     if not wanted:
-        require(projects, f"no project found; create one {WEB_CONSOLE}")
         if len(projects) == 1:
             return projects[0]
         wanted = app.terminal.choose("project", choices_of(projects), flag, current)
@@ -3565,7 +3623,10 @@ def verify_key(app, api_url, key, org_id):
             raise
         message = f"the API key was rejected: {refused.message}"
         hint = f"create a key {WEB_CONSOLE}"
-        if not str(key).startswith("llx-"):
+        if key is None:
+            message = f"an API key is needed: {refused.message}"
+            hint = f"llamactl environments add {api_url}"
+        elif not key.startswith("llx-"):
             message += "; a LlamaCloud key begins with llx-"
         elif api_url in REGIONS:
             message += "; a key belongs to one region"
@@ -3657,7 +3718,7 @@ def choose_project_of_login(app, args, session, current):
     # type: (App, Args, Session, Optional[str]) -> Tuple[Optional[Project], str]
     """The project of a login, or why it has none yet, which does not undo the login.
 
-    Raises Failure where there is no project at all.
+    Raises Failure where there is no project at all, in any organization.
     """
     projects = session.signed_in().get_projects(args.org)
     wanted = args.project
@@ -3666,7 +3727,7 @@ def choose_project_of_login(app, args, session, current):
     try:
         return choose_project(app, projects, wanted, current), ""
     except Failure as failure:
-        if not projects:
+        if not projects and not args.org:
             raise
         kept = next((each for each in projects if each.project_id == current), None)
         return kept, failure.message
@@ -3731,7 +3792,10 @@ def wait_for_approval(app, session, provider, waiting):
     SESSION knows its refresh token as soon as it came. The waiting login is forgotten once
     it can no longer succeed.
     """
-    expires_at = time.monotonic() + min(waiting["expires_at"] - time.time(), ONE_DAY)
+    left = min(waiting["expires_at"] - time.time(), ONE_DAY)
+    if left < 0:  # by a clock that may have been set; the provider knows
+        left = waiting["interval"] + 1
+    expires_at = time.monotonic() + left
 
     def poll():
         # type: () -> Answer
@@ -3917,9 +3981,14 @@ def log_out_each(app, places):
     # type: (App, Sequence[Tuple[str, str]]) -> str
     """Forget each (API URL, profile); what may still work, or nothing."""
     problems = []
-    for api_url, name in places:
-        problems.append(log_out(app, api_url, name))
-        app.report(f"profile {name} deleted")
+    try:
+        for api_url, name in places:
+            problems.append(log_out(app, api_url, name))
+            app.report(f"profile {name} deleted")
+    except BaseException:  # nobody else knows these now
+        for problem in filter(None, problems):
+            app.tell(f"error: {problem}")
+        raise
     for path in app.store.damaged_copies():
         app.warn(f"{path} may still hold keys; delete it when you no longer need it")
     return "; ".join(filter(None, problems))
@@ -3952,6 +4021,8 @@ def read_official(path):
     try:
         with closing(sqlite3.connect(url, uri=True)) as database:
             database.row_factory = sqlite3.Row
+            # else an error quotes what is not UTF-8, and that may be a secret
+            database.text_factory = lambda value: value.decode("utf-8", "replace")
             return {
                 table: [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
                 for table in ("profiles", "environments", "settings")
@@ -4131,16 +4202,16 @@ def auth_get(app, args):
         app.say(f"hint: {HINT_IMPORT if is_official else HINT_LOGIN}")
 
 
-def pick_profile(app, data, name):
-    # type: (App, StoreData, Optional[str]) -> str
-    """The profile NAME, else the one that the user picks; raises Failure."""
+def pick_profile(app, data, name, flag="NAME"):
+    # type: (App, StoreData, Optional[str], str) -> str
+    """The profile NAME, else the one that the user picks or gives by FLAG."""
     api_url = current_url(data)
     environment = get_environment(data, api_url)
     profiles = environment["profiles"]
     if profiles and not name:
         choices = [(each, each) for each in sorted(profiles)]
         return app.terminal.choose(
-            "profile", choices, "NAME", environment.get("current_profile")
+            "profile", choices, flag, environment.get("current_profile")
         )
     found = find_profile(data, api_url, name)
     if not found:
@@ -4279,6 +4350,15 @@ def check_credential(app, credential, wanted):
     return None
 
 
+def proxy_or_reason(app, url, is_offline):
+    # type: (App, str, bool) -> Tuple[Optional[Proxy], Optional[str]]
+    """The proxy for URL, if any; else why the one that is named cannot be used."""
+    try:
+        return find_proxy(app.process, url, is_offline), None
+    except Failure as failure:
+        return None, failure.message
+
+
 def show_status(app, args, credential, project, state, detail):
     # type: (App, Args, Credential, Optional[Project], str, Optional[str]) -> None
     """Print CREDENTIAL, where each value of it came from, and what a check of it said."""
@@ -4292,7 +4372,7 @@ def show_status(app, args, credential, project, state, detail):
     if state == "works" and not user:
         user = app.plane_of(credential).get_user()
         user_source = "server"
-    proxy = find_proxy(app.process, credential.api_url, args.offline)
+    proxy, problem = proxy_or_reason(app, credential.api_url, args.offline)
     bundle = find_ca_bundle(app.process)
     values = {
         "environment": credential.api_url,
@@ -4304,7 +4384,7 @@ def show_status(app, args, credential, project, state, detail):
         "ca_bundle": bundle.file or bundle.folder or "the system's",
         "proxy": proxy and proxy.address,
         "credential": state,
-        "detail": detail,
+        "detail": detail or problem,
     }
     sources = dict(credential.sources, user=user_source, ca_bundle=bundle.source)
     sources["project_name"] = sources.get("project_id")
@@ -4350,8 +4430,8 @@ def auth_import(app, args):
         args.from_official, "no source given; use --from-official", HINT_IMPORT, EXIT_USAGE
     )
     path = app.store.official_path
-    require(isfile(path), f"{path} not found")
     with app.store.opened("read"):
+        require(isfile(path), f"{path} not found")
         tables = read_official(path)
     with app.store.change() as data:
         names = import_official(data, tables, app.warn)
@@ -4399,7 +4479,9 @@ def environments_get(app, args):
 def report_environment(app, api_url, environment):
     # type: (App, str, Environment) -> None
     """Say that API_URL is current now, and which profile is, or how to get one."""
-    next_step = "next: llamactl auth login, or llamactl auth token"
+    next_step = "next: llamactl auth token"
+    if environment.get("requires_auth", True):
+        next_step = "next: llamactl auth login, or llamactl auth token"
     if environment["profiles"]:
         next_step = "next: llamactl auth use NAME"
     if environment.get("current_profile"):
@@ -4415,12 +4497,14 @@ def ask_version(app, api_url):
     except Failure as failure:
         scheme, host, port, path = split_url(api_url, ".*")
         likely = ""
-        if path:
-            likely = normal_url(f"{scheme}://{host}:{port}")
-        elif host.startswith("cloud."):  # the web console
+        if host.startswith("cloud."):  # the web console
             likely = api_url.replace("://", "://api.", 1)
         elif isinstance(failure, Unreachable) and failure.stage in (NOT_CONNECTED, SILENT):
             likely = f"{api_url} --no-verify"
+        elif path:
+            likely = normal_url(f"{scheme}://{host}:{port}")
+        if failure.hint == HINT_LOGIN:  # which would log in elsewhere
+            failure.hint = ""
         if likely:
             failure.hint = failure.hint or f"llamactl environments add {likely}"
         raise
@@ -4500,7 +4584,7 @@ def projects_use(app, args):
     credential = app.use(
         credential_of_profile(app.process, data, args.profile, "--profile", None)
     )
-    name = credential.name or pick_profile(app, data, None)
+    name = credential.name or pick_profile(app, data, None, "--profile")
     projects = app.plane_of(credential).get_projects(args.org)
     project = choose_project(app, projects, args.id, credential.project_id, "ID")
     with app.store.change() as data:
@@ -4826,16 +4910,20 @@ class Parser(argparse.ArgumentParser):
     def parse_all(self, arguments):
         # type: (List[str]) -> Args
         """ARGUMENTS as argparse reads them; raises Failure for one too many or empty."""
-        args, extra = self.parse_known_args(arguments)
+        # before Python 3.8 `-ojson` is an abbreviation to it, and refused
+        whole = [re.sub("^-o(?=[a-z])", "-o=", argument) for argument in arguments]
+        args, extra = self.parse_known_args(whole)
         for argument in extra:
-            match = re.match("--?[a-z-]+", argument)
+            match = re.match("--?[A-Za-z][a-z_-]*", argument)
             if match:
                 self.refuse_option(match.group())
         if extra:
-            self.error(f"one argument too many: {quotable(extra[0])}")
+            self.error(f"one argument too many: {quotable(extra[-1])}")
         for name, value in vars(args).items():
             if value == "":
                 self.error(f"{name.replace('_', '-')} is empty")
+            if value and name in ("id", "name", "org", "profile", "project"):
+                setattr(args, name, as_utf_8(value))
         return args
 
     def refuse_option(self, option):
@@ -4965,7 +5053,7 @@ def unknown_command(words):
     if words in NOT_OFFERED or group in NOT_OFFERED:
         message = f"`{shown}` is not offered here; use the official client"
         return misuse(message, "llamactl --help")
-    hint = RENAMED.get(group, "--help")
+    hint = LEADS_TO.get(group) or RENAMED.get(group, "--help")
     for near in get_close_matches(words, [*COMMANDS, *GROUPS, *LEADS_TO], 1):
         hint = LEADS_TO.get(near, near)
     return misuse(f"there is no command `{shown}`", f"llamactl {hint}")
@@ -4975,12 +5063,13 @@ def unknown_command(words):
 def read_help_words(arguments):
     # type: (List[str]) -> List[str]
     """ARGUMENTS with `help` first or last, and `version`, as the options of that name."""
-    if arguments == ["version"]:
+    words = [each for each in arguments if each not in ("--quiet", "--native-tls")]
+    if words == ["version"]:
         return ["--version"]
-    if arguments[:1] == ["help"]:
-        return arguments[1:] + ["--help"]
-    if arguments[-1:] == ["help"]:
-        return arguments[:-1] + ["--help"]
+    if words[:1] == ["help"]:
+        return words[1:] + ["--help"]
+    if words[-1:] == ["help"]:
+        return words[:-1] + ["--help"]
     return arguments
 
 

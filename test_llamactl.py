@@ -697,7 +697,14 @@ def encoded(body):
 SERVER_ERROR = {"detail": "Internal Server Error"}
 
 
-DAMAGED = ("drip", "pause", "truncated", "short_length", "bad_chunk")  # the real answer
+DAMAGED = (
+    "interim",
+    "drip",
+    "pause",
+    "truncated",
+    "short_length",
+    "bad_chunk",
+)  # the real answer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -780,6 +787,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def fault_close(self, answer):
         self.close_connection = True
+
+    def fault_interim(self, answer):
+        interim = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\na: b\r\n\r\n"
+        self._send_last(interim, *self._parts(answer))
 
     def fault_silence(self, answer):
         self.close_connection = True
@@ -1399,7 +1410,7 @@ USED = r"""
 """
 # What looks like a variable of the environment and is none.
 NO_VARIABLES = set(
-    "GET POST DELETE NAME URL ID PATH KEY AUTH DEPLOYMENT EOF SHELL FW O_PATH O_BINARY "
+    "GET POST NFC DELETE NAME URL ID PATH KEY AUTH DEPLOYMENT EOF SHELL FW O_PATH O_BINARY "
     "ST_RDONLY O_DIRECTORY O_NOFOLLOW O_NONBLOCK WRONG_VERSION_NUMBER SIGINT SIGHUP "
     "SIGQUIT SIGTERM".split()
 )
@@ -1792,6 +1803,7 @@ class Tables(unittest.TestCase):
     def test_columns_are_two_spaces_apart_and_stand_below_each_other(self):
         rows = (
             ("caf\u00e9", True, "one"),
+            ("\u1112\u1161\u11ab\u304b\u3099", True, "\u200b"),
             ("", 0, "two"),
             (None, False, "x" * 300),
             ("\u4e2d\u6587e\u0301\U0001f600", 10**20, None),
@@ -1801,6 +1813,7 @@ class Tables(unittest.TestCase):
             f"""\
 NAME     N                      ID
 caf\u00e9     yes                    one
+\u1112\u1161\u11ab\u304b\u3099     yes                    -
 -        0                      two
 -        no                     {"x" * 300}
 \u4e2d\u6587e\u0301\U0001f600  100000000000000000000  -
@@ -2482,7 +2495,11 @@ A=1%^KEY=a # b%^URL=b^ -> A=1%^# b^KEY=new%^URL=u^
 A=1%^B='a\\'^ -> A=1%^B='a\\'^KEY=new^URL=u^
 A=1%B^C=3^ -> A=1%B^C=3^KEY=new^URL=u^
 A=1^B=2%^ -> A=1^B=2%^KEY=new^URL=u^
-A=1^B=2% -> A=1^B=2%KEY=new%URL=u%
+A=1^B=2% -> A=1^B=2%^KEY=new^URL=u^
+A=1%^B=2% -> A=1%^B=2%^KEY=new%^URL=u%^
+KEY=a # b^B=2% -> # b^KEY=new^B=2%^URL=u^
+a comment does not get behind a backslash, where a shell would run it
+A=1\\^KEY=a # b^ -> A=1\\^KEY=new^KEY=new^URL=u^
 a quote that is not closed before something else makes an ordinary line
 KEY="a^B="c"^ -> KEY=new^B="c"^URL=u^
 A='x^KEY=a^B='y'^ -> A='x^KEY=new^B='y'^URL=u^
@@ -2942,6 +2959,24 @@ class Questions(SignalCase):
             self.note(code, b"", bytes(screen.seen))
         return code
 
+    def test_a_terminal_that_cannot_be_flushed(self):
+        self.three_profiles()
+        script = """import termios
+def tcflush(*_):
+    raise termios.error(5, "Input/output error")
+termios.tcflush = tcflush
+"""
+        command = [
+            *PYTHON,
+            "-c",
+            f"{script}{AS_MAIN}sys.exit(status)",
+            PROGRAM,
+            "auth",
+            "use",
+        ]
+        shown = self.pty("", [("or name", b"1\n")], command=command, env={"CI": ""})
+        self.assertEqual(shown.code, 0, shown.out)
+
     def test_a_terminal_that_hangs_up_ends_the_program(self):
         self.three_profiles()
         self.cloud.interval, self.cloud.auto_approve = 60, None
@@ -3037,6 +3072,7 @@ class Streams(SignalCase):
             ("auth get <&-", 0, listing, ""),
             ("auth token <&-", 2, "", "^error: .*--api-key.*\nhint: .*\n$"),
             ("auth token --api-key - --project p <&-", 2, "", "^error: .*input.*\n$"),
+            ("auth token --api-key - --project p 0> x", 1, "", "^error: .* input can.*\n$"),
             ("auth get 2>&-", 0, listing, ""),
             ("auth use nope 2>&-", 1, "", ""),
             ("auth use nope 2> /dev/full", 1, "", ""),
@@ -3063,6 +3099,30 @@ class Streams(SignalCase):
                     limited = self.process("--help", env=env, stdout=file)
                 for cut in (limited, self.process("--help", env=env, stdout=full)):
                     self.expect(cut, 1, "", r"\Aerror: standard output.*\n\Z")
+
+    def test_a_key_that_comes_late_on_a_pipe_that_does_not_wait(self):
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        with open(read, "rb") as stdin, open(write, "wb") as pipe:
+            process = self.spawn("auth token --api-key - --project proj-beta", stdin=stdin)
+            time.sleep(0.3)
+            pipe.write(KEY.encode())
+        out, err = process.communicate(timeout=20)
+        self.assertEqual(self.note(process.returncode, out, err).code, 0, err)
+        self.assertEqual(self.profiles()["llx-wxyz"]["project_id"], "proj-beta")
+
+    def test_a_name_in_the_locale_of_python_3_6(self):
+        """Which takes the bytes of the command line for ASCII, and stands for itself."""
+        self.with_profile("caf\u00e9")
+        env = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+        name = "caf\u00e9".encode()
+        said = r"profile caf\\xe9 is current\n"
+        use = [*PYTHON, PROGRAM, "auth", "use"]
+        self.expect(self.run_command(*use, name, env=env), 0, "", said)
+        env["LLAMACTL_PROFILE"] = name
+        shown = self.run_command(*PYTHON, PROGRAM, "config", env=env)
+        self.expect(shown, 0, None, "")
+        self.assertIn("caf\u00e9", shown.out)
 
     def test_a_closed_pipe_ends_it_quietly(self):
         self.with_profile()
@@ -3397,21 +3457,28 @@ class StoreFolderTest(DiskCase):
             HOME=/home LLAMACTL_CONFIG_DIR=~                      | /home
             HOME=/home/ LLAMACTL_CONFIG_DIR=~//x                  | /home/x
             HOME=/ LLAMACTL_CONFIG_DIR=~/x                        | /x
-            HOME=relative LLAMACTL_CONFIG_DIR=~/x                 | None
-            HOME= LLAMACTL_CONFIG_DIR=~/x                         | None
-            HOME= LLAMACTL_CONFIG_DIR=~                           | None
+            HOME=relative LLAMACTL_CONFIG_DIR=~/x                 | no ... ~/x
+            HOME= LLAMACTL_CONFIG_DIR=~/x                         | no ... ~/x
+            HOME= LLAMACTL_CONFIG_DIR=~                           | no ... ~/
             HOME= LLAMACTL_CONFIG_DIR=                            | None
-            HOME= LLAMACTL_CONFIG_DIR=~nobody-of-that-name/x      | None
+            HOME= LLAMACTL_CONFIG_DIR=~nobody-at-all              | no ... ~nobody-at-all
             HOME= LLAMACTL_CONFIG_DIR=./~/x                       | {here}
-            LLAMACTL_CONFIG_DIR=~/x                               | None
+            LLAMACTL_CONFIG_DIR=~/x                               | no ... ~/x
             LLAMACTL_CONFIG_DIR=/x                                | /x
         """.strip().splitlines():
             words, expected = row.split("|")
             env = dict(word.split("=") for word in words.split())
             only = unittest.mock.patch.dict(os.environ, env, clear=True)
             with self.subTest(row), unknown_user(), only:
-                folder = llamactl.read_process().config_folder()
+                try:
+                    folder = llamactl.read_process().config_folder()
+                except llamactl.Failure as failure:
+                    folder = f"no ... {failure.message.split()[-1]}"
                 self.assertEqual(str(folder), expected.strip())
+
+    def test_a_user_without_an_account_on_python_3_6_7(self):
+        with unittest.mock.patch("os.path.expanduser", side_effect=KeyError(54321)):
+            self.assertIsNone(llamactl.read_process().home)
 
     def test_windows_keeps_it_in_appdata(self):
         del self.env["LLAMACTL_CONFIG_DIR"]
@@ -3466,6 +3533,29 @@ class StoreFolderTest(DiskCase):
                 modes = {os.path.basename(path): entry[0] for path, entry in found}
                 self.assertEqual(modes, private)
             shutil.rmtree(os.path.join(self.home, "a"))
+
+    def test_a_folder_that_another_process_makes_meanwhile(self):
+        self.env["LLAMACTL_CONFIG_DIR"] = os.path.join(self.home, "new", "conf")
+        walk = llamactl.Place._walk
+
+        def slow_walk(place, parts):
+            walk(place, parts)
+            os.makedirs(os.path.dirname(place.path), exist_ok=True)
+
+        with patched(llamactl.Place, "_walk", slow_walk):
+            self.done("auth get")
+            shutil.rmtree(os.path.join(self.home, "new"))
+            self.done(*self.ALWAYS_WRITERS[0])
+        self.assertEqual(
+            mode_of(os.path.join(self.home, "new/conf/profiles.json")), "0o600"
+        )
+
+    def test_an_error_of_the_lock_names_the_lock(self):
+        os.makedirs(self.folder, exist_ok=True)
+        lock = f"{self.store_path}.lock"
+        os.mkdir(lock)
+        result = self.call(*self.ALWAYS_WRITERS[0])
+        self.assert_one_error(result, 1, f"{lock} cannot be changed: Is a directory")
 
     def test_files_are_private_from_birth(self):
         """Before anything is written: who opened the empty file could read what comes
@@ -4747,6 +4837,9 @@ class EnvFile(DiskCase):
                 self.assertRegex(result.err, "warning: .*crash.*\nerror: .*app.env")
                 self.assertEqual(file_bytes(self.path), before)
                 self.assertEqual(os.stat(self.path).st_ino, inode)
+        with opening_fails(is_for_writing, errno.EROFS):
+            result = self.call("auth inject --env-file", self.path)
+        self.assertNotIn("crash", result.err)
 
     def test_who_cannot_read_the_quotes_that_a_value_needs_is_named(self):
         self.with_profile(key="llx-CANARY-${A}-0123")
@@ -6208,6 +6301,11 @@ class Proxies(NetworkCase):
         ) in "socks5://127.0.0.1:1 http://127.0.0.1:port http:// :: http://[".split():
             with self.subTest(proxy):
                 self.fails("projects get", env={"http_proxy": proxy})
+                result = self.call("auth status --offline", env={"http_proxy": proxy})
+                self.assertEqual((result.code, result.err), (0, ""))
+                self.assertRegex(result.out, r"detail .* http_proxy (names|is not)")
+        error = self.fails("projects get", code=1, env={"http_proxy": "p.example:8o80"})
+        self.assertIn("http_proxy is not the address of a proxy", error)
 
 
 class Addresses(NetworkCase):
@@ -6237,7 +6335,10 @@ class Addresses(NetworkCase):
             with unittest.mock.patch("socket.create_connection", late):
                 with self.assertRaises(socket.timeout):
                     llamactl.connect(address, 10.0)
-        self.assertEqual(late.call_args_list, [((address, 1.0),), ((address, 5.0),)])
+                with self.assertRaises(socket.timeout):
+                    llamactl.connect(address, 1.0)
+        times = [call[0][1] for call in late.call_args_list]
+        self.assertEqual(times, [1.0, 5.0, 0.25, 0.5])
 
 
 class Retries(NetworkCase):
@@ -6287,6 +6388,10 @@ class Retries(NetworkCase):
             404                    | 1 | 404 |
             401                    | 1 | 401 |
             html                   | 1 | 200 |
+            interim                | 1 | 200 |
+            503 after Wed, 21 Oct 2015 07:28:00 GMT        | 1 | 200 | 0.5
+            503 after Wed, 21 Oct 99999999999 07:28:00 GMT | 1 | 200 | 0.5
+            503 after Jan 2015 07: , +0100                 | 1 | 200 | 0.5
         """):
             with self.subTest(fault, times=times):
                 self.queue(VERSION, fault, int(times))
@@ -7601,6 +7706,18 @@ class LogoutOfALogin(NetworkCase):
         self.assertEqual(result.code, 143)
         self.assertRegex(result.err, f"error: profile main: API key {KEY_ID} .*may still")
 
+    def test_a_signal_at_a_later_profile_does_not_hide_the_key_of_an_earlier_one(self):
+        self.with_login()
+        profile = self.profiles()["main"]
+        other = dict(profile, api_key_id="key-of-another", api_key=OTHER_KEY)
+        self.write_store({"main": profile, "other": other}, "main")
+        self.cloud.fault(f"{API_KEYS}/{KEY_ID}", "status")
+        later = f"{API_KEYS}/key-of-another"
+        hear(self.cloud, later, before=sending(signal.SIGTERM))
+        result = self.call("auth logout --all")
+        self.assertEqual((result.code, self.profiles()), (143, {}))
+        self.assertRegex(result.err, f"error: profile main: API key {KEY_ID} .*may still")
+
     def test_a_login_without_its_provider_sends_nothing_to_any(self):
         """It is of an older store; its access token may still do."""
         for expired in (False, True):
@@ -7850,6 +7967,9 @@ class AuthToken(CommandCase):
 
     def test_the_only_project_of_an_organization_is_chosen(self):
         self.play(f"""
+            $ llamactl auth token --api-key {KEY} --org typo --project Alpha
+            error: no project found; create one in the web console ...
+            [1]
             $ llamactl auth token --api-key {KEY} --org org-two
             ...llx-wxyz...Beta (proj-beta)
             next: ...
@@ -7876,8 +7996,30 @@ class AuthToken(CommandCase):
             error: ...login...
             hint: llamactl auth token --project ID
             [1]
+            $ llamactl environments add {self.url}/
+            environment {self.url} is current; profile proj-alpha
+            $ llamactl auth logout proj-alpha
+            profile proj-alpha deleted
+            $ llamactl environments add {self.url}
+            environment {self.url} is current; next: llamactl auth token
         """)
         self.assertEqual(bearers(self.cloud.requests), {"none"})
+        self.cloud.requires_auth = True  # from now on
+        add = f"llamactl environments add {self.url}"
+        self.play(f"""
+            $ llamactl projects get
+            error: ...401...
+            hint: {add}
+            [4]
+            $ llamactl auth status
+            ...
+            hint: {add}
+            [4]
+            $ llamactl auth token --project proj-alpha
+            error: an API key is needed: ...401...
+            hint: {add}
+            [4]
+        """)
 
     def test_variables_are_no_source_of_a_new_profile(self):
         other = "LLAMA_CLOUD_BASE_URL=https://other.example/"
@@ -7993,11 +8135,28 @@ class AuthLogin(CommandCase):
         self.done("auth login --start")
         waiting = self.stored()[self.url]["login"]
         self.write_store({}, login=dict(waiting, expires_at=int(time.time()) - 1))
+        self.cloud.token_script = [(400, {"error": "expired_token"})]
         self.play_the_end("expired")
+
+    def test_the_clock_was_set_while_a_login_waited(self):
+        for wrong in (-4000, 4000, 10**6):
+            self.done("auth login --start")
+            waiting = self.stored()[self.url]["login"]
+            expires_at = int(time.time()) + wrong
+            self.write_store({}, login=dict(waiting, expires_at=expires_at))
+            self.done("auth login --resume --project proj-beta")
 
     def test_a_known_user_s_project_is_the_default(self):
         self.login("--project proj-beta")
         self.play(f"""
+            $ llamactl auth login --no-browser --org typo
+            ...
+            ...logged in as dev@example.com, project none
+            error: no project found...
+            hint: llamactl projects use ID
+            [2]
+            $ llamactl projects use Beta
+            profile dev@example.com uses project Beta (proj-beta)
             $ llamactl auth login --no-browser --project Typo
             ...
             ...dev@example.com...Beta (proj-beta)
@@ -8220,7 +8379,7 @@ class AuthUse(CommandCase):
             [4]
             $ llamactl auth use x
             error: ...x...
-            ...
+            hint: llamactl auth login
             [1]
         """)
         self.write_store({}, requires_auth=False)
@@ -8231,6 +8390,12 @@ class AuthUse(CommandCase):
                 hint: llamactl auth token --project ID
                 [4]
             """)
+        self.write_store({"a": {"auth_type": "none"}}, requires_auth=False)
+        self.play("""
+            $ llamactl projects use Alpha
+            error: no profile given; choose one with --profile: a
+            [2]
+        """)
 
 
 class AuthLogout(CommandCase):
@@ -8355,6 +8520,8 @@ class AuthInject(CommandCase):
         deploy/.env      other/
         .env             .env/
         deploy/prod.env  .env
+        .env             # [T-1] | [z-a]
+        .env             *.*.*.*.*.*.*env
     """
     IGNORED = """
         .env             .env
@@ -8363,6 +8530,8 @@ class AuthInject(CommandCase):
         .env             .env*
         .env             **/.env
         .env             !.env | .env
+        .env             .env | [z-a]nv | # .env
+        .env             *.*.*.env | *.e*n*v*
         deploy/.env      deploy/
         deploy/.env      /deploy
         deploy/.env      deploy/.env
@@ -8721,6 +8890,22 @@ class AuthExec(CommandCase):
         self.assertEqual((os.listdir(self.folder), self.store_text()), before)
         self.assertEqual(os.listdir(self.home), ["conf"])
 
+    def test_a_script_whose_interpreter_is_missing(self):
+        path = write_file(os.path.join(self.home, "tool"), "#!/no/such/sh\n", 0o755)
+        self.play(f"""
+            $ llamactl auth exec -- {path}
+            error: {path}: the interpreter that it names was not found
+            [127]
+            $ llamactl auth exec -- no-such-tool
+            error: no-such-tool: command not found
+            [127]
+        """)
+
+    def test_a_variable_without_a_name_is_dropped(self):
+        result = self.process("auth exec -- env", env={"": "x"}, sings=True)
+        self.assertEqual((result.code, result.err), (0, ""))
+        self.assertNotIn("\n=", result.out)
+
     def test_the_command_dies_of_a_closed_pipe_again(self):
         result = self.process("auth exec -- sh -c", "kill -PIPE $$; echo survived")
         self.assertEqual((result.code, result.out), (-signal.SIGPIPE, ""))
@@ -8735,6 +8920,10 @@ class AuthExec(CommandCase):
         self.assertEqual(variables["LLAMA_AGENTS_PROJECT_ID"], "proj-beta")
         _, variables = self.executed(f"--api-key-file {path} --project Beta -- env")
         self.assertEqual(variables["LLAMA_CLOUD_BASE_URL"], self.url)  # of the environment
+        ignored = {"LLAMA_CLOUD_USE_PROFILE": "1", "LLAMA_CLOUD_BASE_URL": NOWHERE}
+        words = f"--api-key-file {path} --project Beta -- env"
+        _, variables = self.executed(words, ignored)
+        self.assertEqual(variables["LLAMA_CLOUD_BASE_URL"], self.url)
         self.play(f"""
             $ llamactl auth exec --api-key-file {path} -- env
             error: ...--project...
@@ -8856,18 +9045,24 @@ class Environments(CommandCase):
             error: no URL given
             hint: llamactl environments add URL
             [2]
-            $ llamactl environments add {NOWHERE}
+            $ llamactl environments add {NOWHERE}/base
             error: ...refused
-            ...
+            hint: llamactl environments add {NOWHERE}/base --no-verify
             [5]
             $ llamactl environments add {self.url}/x
             error: ...404...
-            ...
+            hint: llamactl environments add {self.url}
             [1]
             $ llamactl environments add {self.url}
             error: ...web page...
             ...
             [5]
+        """)
+        self.cloud.fault(VERSION, "status", status=401)
+        self.play(f"""
+            $ llamactl environments add {self.url}
+            error: ...401...
+            [4]
         """)
         self.assertEqual(list(self.stored()), [self.url])
 
@@ -9516,6 +9711,7 @@ class ImportTest(ImportCase):
             'bad', 'not a URL', 'p', api_key
             'bad', 'ftp://example.com', 'p', api_key
             'bad', CAST(api_url AS BLOB), 'p', api_key
+            'bad', api_url, 'p', CAST('llx-CANARY-not-' || X'fc' AS TEXT)
         """
         for row in rows.strip().splitlines():
             with self.subTest(row.strip()):
@@ -9533,6 +9729,7 @@ class ImportTest(ImportCase):
             'odd', api_url, 'p q' || char(10), api_key, 7, 'not JSON', X'00'
             'odd', api_url, '', api_key, X'ff', 9, NULL
             'odd', api_url || '/', 'p', api_key, NULL, '{"[" * 5000}', NULL
+            'odd', api_url, 'p', api_key, NULL, CAST('"CANARY' || X'fc' AS TEXT), NULL
         """
         for row in rows.strip().splitlines():
             with self.subTest(row.strip()[:80]):
@@ -9586,13 +9783,14 @@ class ImportTest(ImportCase):
             "DROP TABLE profiles",
             "DROP TABLE environments",
             "DROP TABLE settings",
-            "UPDATE settings SET value = CAST(X'ff41' AS TEXT)",  # which is not UTF-8
         ):
             with self.subTest(change):
                 self.closed(change)
                 self.assert_import_fails(self.path)
 
     def test_nothing_there(self):
+        env = {"LLAMACTL_CONFIG_DIR": "", "HOME": ""}
+        self.assert_one_error(self.call(self.IMPORT, env=env), 1, "no home directory")
         self.assert_import_fails(self.path)
         os.mkdir(self.path)
         self.assert_import_fails(self.path)
@@ -9665,6 +9863,8 @@ class Words(CommandCase):
         deployment get       there is no command `deployment get`      deployments get
         confg                there is no command `confg`               config
         whoami               there is no command `whoami`              auth status
+        logout a@b.example   there is no command ...                   auth logout
+        token CANARY-0123456789-abcdef  there is no command ...        auth token
         xyzzy                there is no command `xyzzy`               --help
         auth get -o xml      ...-o/--output: ...text...json...yaml...  auth get --help
         auth get -o          ...-o/--output: ...                       auth get --help
@@ -9674,6 +9874,9 @@ class Words(CommandCase):
         auth inject --env x  ...--env; did you mean --env-file?        auth inject --help
         auth get --out json  ...--out; did you mean --output?          auth get --help
         --bogus              unknown option --bogus                    --help
+        auth use --api_key   unknown option --api_key                  auth use --help
+        auth import -- foo   one argument too many: foo                auth import --help
+        auth get -V          unknown option -V                         auth get --help
     """
     EMPTY = """
         auth get ''                  name is empty          auth get --help
@@ -9835,12 +10038,13 @@ class Words(CommandCase):
         self.assertNotIn("LLAMA_CLOUD", shown.out)
 
     def test_version(self):
-        for words in ("--version", "-V", "version", "--quiet --version"):
+        flags = "--native-tls version|version --quiet|--quiet --version"
+        for words in ("--version", "-V", "version", *flags.split("|")):
             self.play(f"$ llamactl {words}\nllamactl.py {llamactl.__version__}")
 
     def test_a_format_is_taken_in_any_letter_case(self):
         self.with_profile()
-        for word in ("-o JSON", "-o Json", "-o YAML", "--output=Yaml", "-o TEXT"):
+        for word in ("-oJSON", "-o Json", "-o YAML", "--output=Yaml", "-o TEXT"):
             with self.subTest(word):
                 shown = self.done(f"projects get {word}")
                 self.assertEqual(shown, self.done(f"projects get {word.lower()}"))
@@ -10306,6 +10510,9 @@ is a portal in the way, or is it the web console?
             $ {token} LLAMA_CLOUD_API_KEY={KEY}
             error: the API key has a name in front of it; give the key alone
             [2]
+            $ {token} '"LLAMA_CLOUD_API_KEY={KEY}"'
+            error: the API key has a name in front of it; give the key alone
+            [2]
             $ {token} sk-proj-CANARY-0123456789
             error: the API key was rejected: {self.projects} answered 401: \
 Invalid authentication credentials (request ...); a LlamaCloud key begins with llx-
@@ -10379,6 +10586,9 @@ answered 403: No access (request ...)
             error: LLAMACTL_PROFILE: {self.url} has no profile nope; available: main, old
             hint: unset LLAMACTL_PROFILE
             [1]
+            $ LLAMACTL_TIMEOUT=abc llamactl auth token
+            error: LLAMACTL_TIMEOUT must be a whole number of seconds, 1 to 999
+            [2]
             $ LLAMA_CLOUD_API_KEY=X=1 LLAMA_AGENTS_PROJECT_ID=p llamactl projects get
             error: LLAMA_CLOUD_API_KEY: the API key has a name in front of it; ...
             hint: unset LLAMA_CLOUD_API_KEY
