@@ -4911,7 +4911,7 @@ class Parser(argparse.ArgumentParser):
         # type: (List[str]) -> Args
         """ARGUMENTS as argparse reads them; raises Failure for one too many or empty."""
         # before Python 3.8 `-ojson` is an abbreviation to it, and refused
-        whole = [re.sub("^-o(?=[a-z])", "-o=", argument) for argument in arguments]
+        whole = [re.sub(r"^-o(?=\w)", "-o=", argument) for argument in arguments]
         args, extra = self.parse_known_args(whole)
         for argument in extra:
             match = re.match("--?[A-Za-z][a-z_-]*", argument)
