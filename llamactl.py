@@ -1519,7 +1519,11 @@ class Place:
         self.trail = []  # type: List[Tuple[str, os.stat_result]]
         self.missing = []  # type: List[str]
         if not WINDOWS:
-            self._walk(self.path.split(os.sep))
+            try:
+                self._walk(self.path.split(os.sep))
+            except BaseException:
+                self.close()
+                raise
 
     def _walk(self, parts):
         # type: (List[str]) -> None
