@@ -1761,6 +1761,15 @@ print("heavy and new:", *new & set("{heavy}".split()))
                     [1]
                 """)
 
+    def test_a_mistake_of_its_own_is_told_with_its_line(self):
+        try:
+            llamactl.retried(lambda: {}["a secret"])
+        except KeyError as error:
+            said = llamactl.describe_bug(error)
+        self.assertNotIn("secret", said)
+        line = int(re.search(r": KeyError at line (\d+)$", said).group(1))
+        self.assertIn("return action()", text_of(PROGRAM).splitlines()[line - 1])
+
     def test_missing_modules(self):
         """What a self-compiled Python may lack: one by one, then all together."""
         self.with_profile()
@@ -2823,6 +2832,12 @@ class Questions(SignalCase):
             result = self.call("auth token", terminal=True)
         self.assertEqual((result.code, ask.call_count, self.profiles()), (4, 3, {}))
         self.assertRegex(result.err, "\nerror: .*401")
+
+    def test_a_key_is_not_asked_for_again_where_the_server_fails(self):
+        self.cloud.fault(LIST_PROJECTS, "status", status=500)
+        with unittest.mock.patch("getpass.getpass", return_value=KEY) as ask:
+            result = self.call("auth token", terminal=True)
+        self.assertEqual((result.code, ask.call_count), (5, 1), result.err)
 
     def test_a_key_is_not_typed_where_it_would_be_shown(self):
         from getpass import fallback_getpass  # which warns, and reads it all the same
@@ -6030,6 +6045,18 @@ class Tls(TlsCase):
     def test_unknown_certificate(self):
         self.assertIn("TLS", self.unheard())
 
+    def test_the_hint_of_a_certificate_comes_first(self):
+        self.play(f"""
+            $ llamactl environments add {self.url}/x
+            error: ...: TLS failed: ...
+            hint: export SSL_CERT_FILE=PATH
+            [5]
+            $ SSL_CERT_DIR={self.home} llamactl auth status --offline
+            ...
+            ca_bundle     SSL_CERT_DIR      {self.home}
+            ...
+        """)
+
     def test_an_error_that_has_no_words(self):
         refusal = ssl.CertificateError()
         with unittest.mock.patch("http.client.HTTPConnection.connect", side_effect=refusal):
@@ -6921,6 +6948,17 @@ class Variables(CommandCase):
             self.expect_failure(result, code, message)
         self.done("deployments get", env=self.variables(nowhere + " use=1"))
 
+    def test_a_key_without_a_project(self):
+        key = self.variables("key url")
+        result = self.call("auth use main", env=key)  # which warns of full credentials
+        self.assertEqual(result.err, "profile main is current\n")
+        for profiles, requires_auth in (({}, True), ({}, False)):
+            self.write_store(profiles, requires_auth=requires_auth)
+            with self.subTest(requires_auth=requires_auth):
+                result = self.call("auth inject --env-file -", env=key)
+                message = "LLAMA_CLOUD_API_KEY is set, but LLAMA_AGENTS_PROJECT_ID is not"
+                self.expect_failure(result, 2, message)
+
     def test_malformed_values(self):
         for variables, code, message in (
             ("all url=ftp://x", 2, "http"),
@@ -7442,6 +7480,25 @@ class LoginOutcomes(NetworkCase):
         self.assertFalse(self.cloud.refresh_tokens[profile["refresh_token"]]["used"])
         self.assertIn(profile["api_key"], self.cloud.keys_alive())
 
+    def test_the_same_sub_at_another_issuer_is_another_user(self):
+        self.with_login(issuer="https://elsewhere.example")
+        self.succeeds(SIGN_IN)
+        self.assertEqual(sorted(self.profiles()), [USER, "main"])
+
+    def test_a_key_profile_does_not_take_the_place_of_a_login(self):
+        profile = self.with_login()
+        key = self.profiles()["main"]["api_key"]
+        self.succeeds("auth token --project proj-alpha --api-key", key)
+        self.assertEqual(sorted(self.profiles()), ["llx-0123", "main"])
+        self.assertEqual(self.profiles()["main"]["sub"], profile["sub"])
+
+    def test_a_profile_that_is_deleted_during_the_login_stays_so(self):
+        self.with_login()
+        hear(self.cloud, ME, before=lambda request: self.write_store({}))
+        error = self.error_of(self.call(SIGN_IN), 1)
+        self.assertIn("was deleted during the login; log in again", error)
+        self.assertEqual(self.profiles(), {})
+
     def test_a_token_of_unknown_lifetime_is_refreshed_once_a_401_says_so(self):
         self.cloud.token_answer = {"expires_in": None}
         self.succeeds(SIGN_IN)
@@ -7727,6 +7784,23 @@ class LogoutOfALogin(NetworkCase):
         result = self.call("auth logout main")
         self.assertEqual(result.code, 143)
         self.assertRegex(result.err, f"error: profile main: API key {KEY_ID} .*may still")
+
+    def test_a_login_without_access_token_is_refreshed(self):
+        self.with_login(access_token=None, access_expires_at=None)
+        self.logout()
+        self.assertEqual(self.cloud.refreshes, 1)
+        self.assertEqual(self.cloud.keys_alive(), [KEY, OTHER_KEY])
+
+    def test_a_key_whose_id_is_not_known_is_named_by_its_end(self):
+        self.with_login(api_key_id=None)
+        error = self.error_of(self.logout(1))
+        self.assertIn("API key (id unknown) (…0123) may still work", error)
+
+    def test_a_token_that_was_just_refreshed_is_not_refreshed_again(self):
+        self.with_login(expired=True)
+        self.cloud.fault(f"{API_KEYS}/{KEY_ID}", "status", status=401, body={})
+        self.assert_key_named()
+        self.assertEqual(self.cloud.refreshes, 1)
 
     def test_a_signal_that_was_ignored_at_the_start_stays_ignored(self):
         self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
@@ -8033,6 +8107,20 @@ class AuthToken(CommandCase):
             environment {self.url} is current; next: llamactl auth token
         """)
         self.assertEqual(bearers(self.cloud.requests), {"none"})
+        self.play(f"""
+            $ llamactl auth token --no-verify --project proj-beta
+            profile proj-beta is current, project proj-beta
+            next: ...
+            $ llamactl auth logout proj-beta
+            profile proj-beta deleted
+            $ llamactl environments add {NOWHERE} --no-verify
+            environment {NOWHERE} is current; next: ...
+            $ llamactl auth token --project proj-alpha --api-key {KEY}
+            warning: the key and the project id proj-alpha are stored unverified: ...
+            ...
+            $ llamactl environments use {self.url}
+            ...
+        """)
         self.cloud.requires_auth = True  # from now on
         add = f"llamactl environments add {self.url}"
         self.play(f"""
@@ -8119,6 +8207,14 @@ class AuthLogin(CommandCase):
             hint: llamactl auth login --start
             [2]
         """)
+
+    def test_resume_shows_the_code_to_whom_sees_it_and_opens_no_browser(self):
+        code = load(self.done("auth login --start -o json").out)["user_code"]
+        command = "auth login --resume --project proj-alpha"
+        with unittest.mock.patch("webbrowser.get") as browser:
+            result = self.call(command, terminal=True, env={"DISPLAY": ":9"})
+        self.assertEqual((result.code, browser.call_count), (0, 0), result.err)
+        self.assertIn(code, result.err)
 
     def test_start_replaces_what_waited(self):
         self.done("auth login --start")
@@ -8236,6 +8332,21 @@ class AuthLogin(CommandCase):
             [2]
             $ llamactl auth login --start --org org-one
             error: --start takes only -o; the rest is for --resume
+            [2]
+            $ llamactl auth login --start --project proj-alpha
+            error: --start takes only -o; the rest is for --resume
+            [2]
+            $ llamactl auth login --start --name a
+            error: --start takes only -o; the rest is for --resume
+            [2]
+            $ llamactl auth get main --all
+            error: NAME and --all exclude each other
+            [2]
+            $ llamactl completion words
+            error: name a shell: bash, zsh or fish
+            [2]
+            $ llamactl auth token --no-verify --project proj-alpha
+            error: --no-verify needs a key and --project ID
             [2]
             $ llamactl auth login -o json
             error: -o is for --start, which prints the code
@@ -9094,6 +9205,29 @@ class Environments(CommandCase):
             [4]
         """)
         self.assertEqual(list(self.stored()), [self.url])
+
+    def test_add_asks_for_the_address_where_somebody_can_answer(self):
+        answer = f"{self.url}/\n".encode()
+        result = self.call("environments add", stdin=answer, terminal=True)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn(f"control plane: environment {self.url} is current", result.err)
+
+    def test_a_profile_that_is_made_during_delete_is_kept(self):
+        log_out_each = llamactl.log_out_each
+
+        def slow_log_out(*args):
+            log_out_each(*args)
+            self.with_profile("late")
+
+        self.with_profile()
+        with patched(llamactl, "log_out_each", slow_log_out):
+            self.play(f"""
+                $ llamactl environments delete {self.url} --yes
+                profile main deleted
+                error: {self.url} got a new profile in the meantime and is kept
+                [1]
+            """)
+        self.assertEqual(list(self.profiles()), ["late"])
 
     def test_each_verb_checks_and_normalises_the_address(self):
         self.play("""
@@ -10577,6 +10711,23 @@ Invalid authentication credentials (request ...); a LlamaCloud key begins with l
 answered 403: No access (request ...)
             hint: llamactl auth token --no-verify --api-key-file PATH --project ID
             [4]
+        """)
+
+    def test_with_a_name_that_two_projects_have(self):
+        self.cloud.projects.append(dict(self.cloud.projects[0], project_id="third"))
+        self.play(f"""
+            $ llamactl auth inject --project Alpha
+            error: 2 projects are called Alpha: proj-alpha (Alpha), third (Alpha)
+            [1]
+            $ llamactl environments use {self.url}
+            environment {self.url} is current; profile main
+        """)
+        self.cloud.fault(LIST_PROJECTS, "status", status=500)
+        self.play("""
+            $ llamactl auth inject --project Alpha
+            error: ...500...
+            ...
+            [5]
         """)
 
     def test_behind_a_firewall_or_a_portal(self):
