@@ -4624,6 +4624,17 @@ class WhoseStore(TwoAccounts):
                 self.assert_one_error(result, 1, "whom root cannot become")
                 self.assertEqual(self.listing(), before)
 
+    def test_root_follows_a_link_of_a_user_to_a_file_of_the_same_user(self):
+        self.make("""
+            ann/                    ann      700
+            ann/dots/               ann      700
+            ann/dots/profiles.json  ann      600  STORE
+            ann/conf/               ann      700
+            ann/conf/profiles.json  ann      ->   ann/dots/profiles.json""")
+        result = self.call("auth get", env={"LLAMACTL_CONFIG_DIR": self.path("ann/conf")})
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn(self.url, result.out)
+
     def test_root_gets_its_groups_back(self):
         self.make("ann/ ann 700")
         groups = os.getgroups()
@@ -5414,6 +5425,11 @@ class LeakTest(StoreCase):
             warnings = self.warnings_of(self.done(command))
             self.assertEqual([copy in warning for warning in warnings], [True])
         self.assertEqual(file_bytes(copy), before)
+        link = os.path.join(self.home, "link")
+        os.symlink(self.folder, link)
+        env = {"LLAMACTL_CONFIG_DIR": link}  # what is told is where it really is
+        warnings = self.warnings_of(self.call("auth logout --all", env=env))
+        self.assertEqual([copy in warning for warning in warnings], [True])
         with unittest.mock.patch.object(os, "listdir", side_effect=PermissionError):
             warnings = self.warnings_of(self.done("auth logout --all"))
         self.assertIn(self.folder + " ", "".join(warnings))
@@ -7516,6 +7532,10 @@ class LoginOutcomes(NetworkCase):
             error = {"error": "invalid_grant", "error_description": f"device_code={form}"}
             self.cloud.token_script = [(400, error)]
             self.assertIn("device_code=********", self.fails(SIGN_IN, code=1))
+        token = "rt/CANARY-0123456789"  # of an answer that quotes it
+        error = {"error": "invalid_grant", "error_description": f"{token} is no use"}
+        self.cloud.token_script = [(400, dict(error, access_token=token))]
+        self.assertIn("******** is no use", self.fails(SIGN_IN, code=1))
 
     def test_a_server_without_browser_login_says_so(self):
         for status in (400, 404, 501):
