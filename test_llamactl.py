@@ -4503,6 +4503,13 @@ class WhoseStore(TwoAccounts):
                 result = self.call_as(ANN, "config", env=self.of_variables())
                 self.assertEqual(result.code, 0, result.err)
 
+    def test_a_damaged_store_of_root_is_not_moved_aside(self):
+        self.make("""
+            conf/                    ann      700
+            conf/profiles.json.lock  ann      600
+            conf/profiles.json       root     644   {""")
+        self.refused(ANN, self.ADD, "is damaged, and not ours to move aside")
+
     def test_an_official_store_of_a_stranger_is_not_imported(self):
         for files in self.places("""
             conf/                     root     1777
@@ -5991,6 +5998,8 @@ class ServerWords(NetworkCase):
         ids = {"x-request-id": None, "x-correlation-id": "correlated-7"}
         error = self.error(403, {"detail": "not for you"}, ids)
         self.assertRegex(error, r"403: not for you \(request correlated-7\)\Z")
+        ids["x-correlation-id"] = None
+        self.assertRegex(self.error(403, {"detail": "no"}, ids), r"403: no\Z")
 
     def test_a_gateway_without_json(self):
         for body in ("<html><h1>Forbidden</h1></html>", "", b"\xff\xfe", "[" * 100000):
@@ -6140,6 +6149,25 @@ class Tls(TlsCase):
             status = load(self.done("auth status -o json").out)
         self.assertEqual(status["ca_bundle"], self.pem)
 
+    def test_bundles_where_openssl_looks(self):
+        empty, gone = (os.path.join(self.home, name) for name in ("empty", "gone"))
+        os.mkdir(empty)
+        found, none = (self.pem, None, "search"), (None, None, "none found")
+        for file, folder, is_windows, searched, expected in (
+            (self.pem, None, False, self.pem, (None, None, self.pem)),
+            (None, self.home, False, self.pem, (None, None, self.home)),
+            (None, empty, False, self.pem, found),
+            (None, gone, False, self.pem, found),
+            (None, None, False, gone, none),
+            (None, None, True, self.pem, (None, None, "the system's store")),
+        ):
+            own = unittest.mock.Mock(cafile=file, capath=folder)
+            self.patch(WINDOWS=is_windows, CA_BUNDLES=(gone, searched))
+            with self.subTest(file=file, folder=folder, is_windows=is_windows):
+                with unittest.mock.patch("ssl.get_default_verify_paths", return_value=own):
+                    bundle = llamactl.find_ca_bundle(llamactl.Process({}, "", "", False))
+                self.assertEqual(bundle, expected)
+
     def test_whole_login_and_logout(self):
         self.env["SSL_CERT_FILE"] = self.pem
         self.done(LOG_IN)
@@ -6161,6 +6189,26 @@ class Tls(TlsCase):
         self.with_profile()
         for command in ("projects get", BOTH_FLAGS):
             self.fails(command, code=5, env={"SSL_CERT_FILE": self.pem})
+
+    def test_words_for_what_fails_on_the_way(self):
+        plain = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+        plain.reason = "WRONG_VERSION_NUMBER"
+        no_tls = "TLS failed: the server does not use TLS"
+        no_route, odd = OSError(errno.EHOSTUNREACH, "x"), OSError(errno.EIO, "odd words")
+        here, there = "https://127.0.0.1:8443", "https://llama.example:443"
+        advice = "llamactl environments add http://127.0.0.1:8443"
+        for error, place, has_begun, words, stage, hint in (
+            (plain, here, False, no_tls, llamactl.UNUSABLE, advice),
+            (plain, there, False, no_tls, llamactl.UNUSABLE, ""),
+            (plain, here, True, "the connection broke off", llamactl.BROKEN_OFF, ""),
+            (ssl.SSLEOFError(), here, False, "the conn", llamactl.BROKEN_OFF, ""),
+            (no_route, here, False, "no route to host", llamactl.NOT_CONNECTED, ""),
+            (odd, here, False, "odd words", llamactl.BROKEN_OFF, ""),
+        ):
+            with self.subTest(error, place=place, has_begun=has_begun):
+                failure = llamactl.network_failure(error, place, has_begun)
+                self.assertIn(f"{place}: {words}", failure.message)
+                self.assertEqual((failure.stage, failure.hint), (stage, hint))
 
 
 class NamedUrls(TlsCase):
@@ -6236,6 +6284,22 @@ class NamedUrls(TlsCase):
         self.move_to_http()
         for name in self.ENDPOINTS + ("discovery_url",):
             self.assertIn("beyond this", self.refused("http://id.example/", name))
+
+    def test_what_each_environment_may_name(self):
+        for environment, url, refusal in cells("""
+            https://llama.example | https://id.example/  |
+            https://llama.example | http://id.example/   | not https
+            http://llama.example  | http://id.example/   |
+            http://localhost      | https://id.example/  |
+            http://localhost      | http://127.0.0.1:81/ |
+            http://localhost      | http://id.example/   | beyond this machine
+        """):
+            with self.subTest(environment=environment, url=url):
+                if refusal:
+                    with self.assertRaisesRegex(llamactl.Failure, refusal):
+                        llamactl.trusted_url(url, environment)
+                else:
+                    self.assertEqual(llamactl.trusted_url(url, environment), url)
 
     def test_what_is_no_url_to_some_python_is_none_to_any(self):
         """A long s, a Kelvin sign, a bracketed host that is no address."""
@@ -6371,6 +6435,85 @@ class Proxies(NetworkCase):
                 self.assertRegex(result.out, r"detail .* http_proxy (names|is not)")
         error = self.fails("projects get", code=1, env={"http_proxy": "p.example:8o80"})
         self.assertIn("http_proxy is not the address of a proxy", error)
+
+    def test_what_no_proxy_names(self):
+        for host, port, exempt, expected in cells("""
+            llama.example     | 443 | llama.example         | yes
+            llama.example     | 443 | LLAMA.Example         | yes
+            llama.example     | 443 | .llama.example        | yes
+            a.llama.example   | 443 | llama.example         | yes
+            a.llama.example   | 443 | *.llama.example       | yes
+            a.llama.example   | 443 | x.org, llama.example  | yes
+            a.llama.example   | 443 | llama.example x.org   | yes
+            allama.example    | 443 | llama.example         | no
+            llama.example     | 443 | a.llama.example       | no
+            llama.example     | 443 | llama.example.org     | no
+            llama.example.    | 443 |                       | no
+            llama.example     | 443 | *                     | yes
+            llama.example     | 443 | llama.example:443     | yes
+            llama.example     | 80  | llama.example:443     | no
+            10.1.2.34         | 80  | 10.1.2.3:804          | no
+            10.1.2.3          | 80  | 10.1.2.3              | yes
+            10.1.2.3          | 80  | 10.1.2.3:80           | yes
+            10.1.2.30         | 80  | 10.1.2.3              | no
+            10.1.2.3          | 80  | 10.0.0.0/8            | yes
+            10.1.2.3          | 80  | 10.1.2.1/30           | yes
+            10.1.2.3          | 80  | 10.1.2.4/30           | no
+            11.1.2.3          | 80  | 10.0.0.0/8            | no
+            [fd00::1]         | 80  | fd00::1               | yes
+            [fd00::1]         | 80  | [fd00:0::1]           | yes
+            [fd00::1]         | 80  | [fd00::1]:80          | yes
+            [fd00::1]         | 81  | [fd00::1]:80          | no
+            [fd00::1]         | 80  | fd00::/16             | yes
+            [fd00::1]         | 80  | fe00::/16, 10.0.0.0/8 | no
+        """):
+            with self.subTest(host, port=port, exempt=exempt):
+                found = llamactl.is_exempt(host, int(port), exempt)
+                self.assertIs(found, expected == "yes")
+
+    def test_where_a_proxy_comes_from(self):
+        """Only the system's own exemptions are asked for, and never offline."""
+        for kinds, variable, is_bypassed, is_offline, used, asked in (
+            ("http all", "http_proxy", True, False, "http", 0),
+            ("https all", "all_proxy", True, False, "all", 0),
+            ("all", "ALL_PROXY", True, False, "all", 0),
+            ("https", "", False, False, None, 0),
+            ("http", "", False, False, "http", 1),
+            ("http", "", True, False, None, 1),
+            ("http", "", True, True, "http", 0),
+        ):
+            process = llamactl.Process({variable: "set"}, "", "", False)
+            mocks = {
+                "getproxies": unittest.mock.Mock(
+                    return_value={kind: f"http://{kind}:1" for kind in kinds.split()}
+                ),
+                "proxy_bypass": unittest.mock.Mock(return_value=is_bypassed),
+            }
+            with self.subTest(kinds, variable=variable, is_offline=is_offline):
+                with unittest.mock.patch.multiple("urllib.request", **mocks):
+                    proxy = llamactl.find_proxy(process, self.url, is_offline)
+                source = variable or "the system's settings"
+                expected = used and (f"http://{used}:1",) * 2 + (source,)
+                self.assertEqual(proxy, expected)
+                hosts = [call[1] for call in mocks["proxy_bypass"].mock_calls]
+                self.assertEqual(hosts, [("llama.invalid",)] * asked)
+
+    def test_a_password_that_the_proxy_wants(self):
+        self.cloud.fault("*", "status", 9, status=407)
+        error = self.fails("projects get", code=5, env={"http_proxy": self.secret_proxy})
+        self.assertRegex(error, r"the proxy answered 407\Z")
+        self.assertEqual(len(self.cloud.requests), 1)
+        self.move(self.proxy)  # by no proxy
+        self.assertRegex(self.fails("projects get", code=1), "list-projects answered 407")
+
+    def test_a_warning_only_of_what_can_be_read(self):
+        told = []
+        client = llamactl.Client(llamactl.read_process(), str, told.append, str, None)
+        with unittest.mock.patch.dict(os.environ, {"http_proxy": self.proxy}, clear=True):
+            client.send("GET", self.url + VERSION)
+            self.assertEqual(told, [])
+            client.post_form(self.url + TOKEN, {"grant_type": "x"})
+        self.assertIn("is not encrypted", told[0])
 
 
 class Addresses(NetworkCase):
@@ -6592,7 +6735,7 @@ class IdToken(unittest.TestCase):
     # what the claims are in place of these; null is none
     ACCEPTED = """
         {}
-        {"exp": 999881}
+        {"exp": 999880}
         {"exp": 1000000.5}
         {"aud": ["me"]}
         {"azp": "me"}
@@ -6712,6 +6855,11 @@ class LyingProvider(NetworkCase):
         self.cloud.id_token_claims = {"iss": ELSEWHERE}
         self.assertRegex(self.refused(1), f"{ELSEWHERE}.*{self.url}/oidc")
 
+    def test_no_device_flow(self):
+        for value in (None, ""):
+            self.cloud.configuration_overrides = {"device_authorization_endpoint": value}
+            self.assertIn("no device flow", self.refused(1, sent=DEVICE_CODE))
+
     def test_token_answers(self):
         for body in (
             {},
@@ -6749,6 +6897,11 @@ class LyingProvider(NetworkCase):
             with self.subTest(expires_in=value):
                 self.cloud.device_answer = {"expires_in": value}
                 self.succeeds(*LOGIN)
+
+    def test_a_project_that_is_the_key(self):
+        self.cloud.projects[0]["project_id"] = OTHER_KEY
+        for command in (ONE_FLAG, f"{ONE_FLAG} --project {OTHER_KEY}"):
+            self.assertIn("no usable 'project_id'", self.fails(command, code=5))
 
 
 # ========================================================================================
