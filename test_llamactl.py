@@ -1834,6 +1834,7 @@ class Tables(unittest.TestCase):
             ("", 0, "two"),
             (None, False, "x" * 300),
             ("\u4e2d\u6587e\u0301\U0001f600", 10**20, None),
+            ("x\u0301", 1, "three"),  # which NFC cannot compose
         )
         self.assertEqual(
             llamactl.table_text(("NAME", "N", "ID"), rows),
@@ -1844,6 +1845,7 @@ caf\u00e9     yes                    one
 -        0                      two
 -        no                     {"x" * 300}
 \u4e2d\u6587e\u0301\U0001f600  100000000000000000000  -
+x\u0301        1                      three
 """,
         )
 
@@ -1911,6 +1913,14 @@ class CleanAndMasked(CommandCase):
                 self.done("projects get -o", output)
             self.cloud.fault("*", "status", status=400, body={"detail": echo})
             self.assertEqual(self.call("projects get").code, 1)
+
+    def test_a_secret_of_seven_characters_is_not_masked(self):
+        for key, shown in (("seven77", "seven77"), ("eight888", "********")):
+            with self.subTest(key):
+                self.cloud.add_key(key)
+                self.with_profile(key=key)
+                self.cloud.projects[0].update(project_name=key)
+                self.assertIn(shown, self.table("projects get")[1])
 
 
 class Loopback(unittest.TestCase):
@@ -2056,6 +2066,12 @@ class SmallFormats(unittest.TestCase):
         ):
             with self.subTest(key):
                 self.assertEqual(llamactl.last_four(key), shown)
+
+    def test_a_number_in_json_has_300_digits_at_most(self):
+        for count, value in ((300, {"n": 10**300 - 1}), (301, None)):
+            with self.subTest(count):
+                found = llamactl.parse_object(b'{"n": %s}' % (b"9" * count))
+                self.assertEqual(found, value)
 
 
 try:
@@ -2839,6 +2855,16 @@ class Questions(SignalCase):
             result = self.call("auth token", terminal=True)
         self.assertEqual((result.code, ask.call_count), (5, 1), result.err)
 
+    def test_a_key_that_may_have_been_cut_by_the_terminal_is_refused(self):
+        for length, code, count in ((4094, 0, 1), (4095, 2, 3)):
+            key = "llx-CANARY".ljust(length, "-")
+            self.cloud.add_key(key)
+            with self.subTest(length), unittest.mock.patch("getpass.getpass") as ask:
+                ask.return_value = key
+                result = self.call("auth token --project proj-beta", terminal=True)
+                self.assertEqual((result.code, ask.call_count), (code, count), result.err)
+                self.assertEqual("a terminal takes 4095" in result.err, code == 2)
+
     def test_a_key_is_not_typed_where_it_would_be_shown(self):
         from getpass import fallback_getpass  # which warns, and reads it all the same
 
@@ -2945,6 +2971,19 @@ class Questions(SignalCase):
             Project, by number or name: profile main uses project p-21
             """,
         )
+
+    def test_twenty_choices_are_shown_and_told_whole(self):
+        self.with_profile(project=None)
+        for count, more in ((20, []), (21, ["and 1 more"])):
+            self.cloud.projects = [
+                {"project_id": f"p-{number}", "project_name": None, "deployment_count": 0}
+                for number in range(count)
+            ]
+            for terminal in (True, False):  # asked at the one, and left by Ctrl-D
+                with self.subTest(count, terminal=terminal):
+                    shown = self.call("projects use", terminal=terminal).err
+                    self.assertEqual(len(re.findall(r"\bp-\d+", shown)), 20, shown)
+                    self.assertEqual(re.findall(r"and \d+ more", shown), more)
 
     def test_what_a_menu_shows_is_harmless(self):
         profile = {"auth_type": "token", "api_key": KEY, "project_id": "proj-alpha"}
@@ -3115,6 +3154,11 @@ class Streams(SignalCase):
                 result = self.shell(f"exec python3 llamactl.py {line}")
                 self.expect(result, code, out, err)
 
+    def test_a_closed_one_is_no_terminal(self):
+        stream = io.StringIO()
+        stream.close()
+        self.assertFalse(llamactl.is_terminal(stream))
+
     def test_output_is_whole_or_an_error(self):
         """Unbuffered, one write may take a part of it, or nothing where it would wait."""
         read, full = os.pipe()
@@ -3231,6 +3275,11 @@ class Browser(CommandCase):
             with self.subTest(variables):
                 self.assertEqual(self.opened(variables), [])
         self.assertEqual(self.opened("DISPLAY=:0", "--no-browser"), [])
+
+    def test_macos_needs_no_display(self):
+        self.patch(MACOS=True)
+        self.assertEqual(len(self.opened("")), 1)
+        self.assertEqual(self.opened("SSH_TTY=/dev/pts/1"), [])
 
     def test_one_in_the_terminal_is_not_opened(self):
         names = "w3m lynx links elinks www-browser /usr/bin/lynx links2".split()
@@ -3629,6 +3678,15 @@ class StoreFolderTest(DiskCase):
                     warnings = self.warnings_of(self.done(command))
                     self.assertEqual(self.folder in str(warnings), warned)
                     self.assertEqual(mode_of(self.folder), oct(mode))
+
+    def test_no_chmod_is_advised_on_a_read_only_file_system(self):
+        self.cloud = self.cloud_server()
+        self.with_profile()
+        os.chmod(self.store_path, 0o604)
+        self.assertIn("run: chmod 600", self.done("auth get").err)
+        read_only = unittest.mock.Mock(f_flag=os.ST_RDONLY)
+        with patched(os, "statvfs", return_value=read_only):
+            self.assertEqual(self.done("auth get").err, "")
 
     def test_a_change_is_synced_before_it_is_renamed_and_the_folder_after(self):
         steps = []
@@ -4057,6 +4115,12 @@ class FileSystemsWithoutLocks(FileSystemCase):
                 self.assertEqual(self.left(), self.LEFT)
                 self.assertEqual(file_bytes(change.path), before)
 
+    def test_none_stands_in_where_locking_fails_otherwise(self):
+        self.flock.side_effect = OSError(errno.EIO, "Input/output error")
+        for (change,) in self.changes():
+            with self.case(change) as before:
+                self.assert_refused(change, "Input/output error", before)
+
     def test_a_lock_file_that_cannot_be_written_is_removed(self):
         for (change,) in self.changes():
             with self.case(change) as before, failing(os, "write", "ENOSPC"):
@@ -4398,6 +4462,8 @@ class WhoseEnv(TwoAccounts):
         self.assertIn("in place", err)
         self.make("d/ ann 555\nd/.env root 666 A=1\nd/x root = d/.env")
         self.refused(ANN, "auth inject", "has another hard link", cwd="d")
+        self.make("d/ mallory 755\nd/.env ann 600 A=1")
+        self.refused(ANN, "auth inject", "Permission denied", cwd="d")
 
     def test_a_readable_file_put_in_the_place_of_a_private_one_is_not_written(self):
         """Mallory may write to the folder, and moves a file of ann's there meanwhile."""
@@ -4429,6 +4495,12 @@ class WhoseEnv(TwoAccounts):
         self.make("d/ root 755\nd/.env root:mallory 640 A=1")
         self.done_as(0, self.NAMED, "d/ root 755\nd/.env root:mallory 640 KEY")
 
+    def test_a_group_that_cannot_be_kept_gives_nobody_access(self):
+        for before, after in ((640, 600), (604, 600), (644, 604)):
+            with self.subTest(before):
+                self.make(f"d/ ann 755\nd/.env ann:mallory {before} A=1")
+                self.inject_with_mode(after)
+
     def make_shared(self, name, *attributes):
         """Ann's .env; NAME, the file or its folder, has the extended ATTRIBUTES."""
         self.make("d/ ann 755\nd/.env ann 600 A=1")
@@ -4451,9 +4523,12 @@ class WhoseEnv(TwoAccounts):
             self.assertEqual(value, SHARED_WITH_MALLORY)
 
     def test_an_acl_that_cannot_be_kept_gives_nobody_access(self):
-        self.make_shared("d/.env", ACL)
-        with failing(os, "setxattr", "EPERM"):
-            self.assertNotIn(ACL, self.inject_with_mode(600))
+        really_list = os.listxattr
+        for attributes in ((ACL,), (ACL, "user.note")):  # the ACL fails first
+            self.make_shared("d/.env", *attributes)
+            in_order = patched(os, "listxattr", lambda file: sorted(really_list(file)))
+            with self.subTest(attributes), in_order, failing(os, "setxattr", "EPERM"):
+                self.assertNotIn(ACL, self.inject_with_mode(600))
 
     def test_an_acl_that_the_folder_gives_is_not_taken(self):
         self.make_shared("d", "system.posix_acl_default")
@@ -4503,12 +4578,19 @@ class WhoseStore(TwoAccounts):
                 result = self.call_as(ANN, "config", env=self.of_variables())
                 self.assertEqual(result.code, 0, result.err)
 
-    def test_a_damaged_store_of_root_is_not_moved_aside(self):
+    def test_a_store_that_becomes_a_strangers_meanwhile_is_refused(self):
+        self.make("conf/ ann 777\nconf/profiles.json mallory 666 STORE")
+        with patched(llamactl.Store, "_refuse_strangers"):
+            for command in ("auth get", self.ADD):
+                with self.subTest(command):
+                    self.refused(ANN, command, f"belongs to uid {MALLORY}")
+
+    def test_a_damaged_store_of_roots_is_not_moved_aside_by_a_user(self):
         self.make("""
-            conf/                    ann      700
-            conf/profiles.json.lock  ann      600
-            conf/profiles.json       root     644   {""")
-        self.refused(ANN, self.ADD, "is damaged, and not ours to move aside")
+            conf/                    ann   700
+            conf/profiles.json       root  644  {
+            conf/profiles.json.lock  ann   600""")
+        self.refused(ANN, self.ADD, "not ours to move aside")
 
     def test_an_official_store_of_a_stranger_is_not_imported(self):
         for files in self.places("""
@@ -4552,6 +4634,15 @@ class WhoseStore(TwoAccounts):
             err = self.done_as(uid, self.ADD, after, env=env)
             warning = f"warning: {self.place}/ann/new/conf {self.BY_ROOT}"
             self.assertEqual(warning in err, uid == 0, err)
+
+    def test_root_follows_a_link_of_its_own_in_a_users_folder(self):
+        self.make("""
+            there/    ann   700
+            ann/      ann   755
+            ann/conf  root  ->   there""")
+        env = {"LLAMACTL_CONFIG_DIR": "ann/conf"}
+        self.assertIn(self.BY_ROOT, self.call_as(0, self.ADD, env=env).err)
+        self.assertIn("profiles.json", os.listdir(self.path("there")))
 
     def test_root_works_as_a_user_in_a_folder_where_only_root_may_go(self):
         self.make("root/ root 700\nroot/conf/ ann 700")
@@ -4606,6 +4697,10 @@ class WhoseStore(TwoAccounts):
             roots/                  root     755
             ann/                    ann      755
             ann/conf                ann      ->   roots
+
+            anns/                   ann      700
+            ann/                    mallory  755
+            ann/conf                mallory  ->   anns
 
             profiles.json           mallory  666  mallory's
             ann/                    ann      755
@@ -4877,6 +4972,21 @@ class EnvFile(DiskCase):
         with failing(os, "replace", "ENOSPC"):
             self.refused()
 
+    def test_nothing_is_written_in_place_of_what_was_replaced_or_is_new(self):
+        def replace(*_, **__):
+            os.rename(other, self.path)
+            raise OSError(errno.EBUSY, "Device or resource busy")
+
+        with failing(os, "replace", "EBUSY"):
+            self.refused(names="busy")
+        self.write()
+        other = self.at("other.env")
+        content = self.write(b"OTHERS=1\n", path=other)
+        with patched(os, "replace", replace):
+            result = self.call("auth inject --env-file", self.path)
+        self.assert_one_error(result, 1, "app.env was replaced during the update")
+        self.assertEqual(file_bytes(self.path), content)
+
     def test_a_full_disk_tears_nothing_that_is_written_in_place(self):
         before = self.write(b"# mine\n" * 30)
         inode = os.stat(self.path).st_ino
@@ -5134,6 +5244,15 @@ class OddStoreTest(StoreCase):
         os.mkdir(lock)
         self.assert_refused(self.WRITERS, self.store_path)
         self.done("auth get")
+
+    def test_a_lock_that_is_a_hard_link_keeps_its_mode(self):
+        other = write_file(os.path.join(self.home, "other"), b"", 0o644)
+        os.link(other, self.store_path + ".lock")
+        self.done("auth use main")
+        self.assertEqual(mode_of(other), "0o644")
+        os.unlink(other)
+        self.done("auth use main")
+        self.assertEqual(mode_of(self.store_path + ".lock"), "0o600")
 
     def test_a_lock_that_is_let_go_is_waited_for(self):
         with locked(self.store_path + ".lock") as let_go:
@@ -8834,7 +8953,7 @@ class AuthInject(CommandCase):
         .env             .env/
         deploy/prod.env  .env
         .env             # [T-1] | [z-a]
-        .env             *.*.*.*.*.*.*env
+        .env             *******env
     """
     IGNORED = """
         .env             .env
@@ -8844,6 +8963,7 @@ class AuthInject(CommandCase):
         .env             **/.env
         .env             !.env | .env
         .env             .env | [z-a]nv | # .env
+        .env             ******env
         .env             *.*.*.env | *.e*n*v*
         deploy/.env      deploy/
         deploy/.env      /deploy
@@ -8966,8 +9086,8 @@ class AuthInject(CommandCase):
     def test_an_odd_gitignore_holds_nobody_up(self):
         self.with_profile()
         make = """
-            mkdir -p .git a/b/c
-            mkfifo .gitignore
+            mkdir -p .git/info a/b/c
+            mkfifo .gitignore .git/info/exclude
             mkdir a/.gitignore
             ln -s /dev/zero a/b/.gitignore
             : > a/b/c/.gitignore
@@ -8975,7 +9095,9 @@ class AuthInject(CommandCase):
         subprocess.run(make, shell=True, cwd=self.home, check=True)
         huge = os.path.join(self.home, "a/b/c/.gitignore")
         os.truncate(huge, 1 << 30)
-        result = self.process("auth inject --env-file a/b/c/.env", timeout=10)
+        silent_writer = os.path.join(self.home, ".git/info/exclude")
+        with open(silent_writer, "rb+", buffering=0):
+            result = self.process("auth inject --env-file a/b/c/.env", timeout=10)
         os.unlink(huge)
         self.assertEqual(result.code, 0, result.err)
         self.assertIn("add it to .gitignore", result.err)
