@@ -1061,7 +1061,10 @@ class Terminal:
         # type: (Any, str, str, str) -> None
         """Print a command's result; NOUN is what an empty list lacks."""
         text = without_passwords(output_text(value, output, columns))
-        self.write(masked(text, self.secrets))
+        text = masked(text, self.secrets)
+        if output == "yaml":  # to which a bare * is an alias
+            text = re.sub(r"(?m)([:-] )(\*.*)$", r'\1"\2"', text)
+        self.write(text)
         if value == []:
             self.say(f"no {noun} found")
 

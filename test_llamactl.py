@@ -10769,6 +10769,13 @@ class StraySecrets(CommandCase):
         super().setUp()
         self.with_profile()
 
+    def test_a_mask_is_a_text_in_yaml(self):
+        self.with_profile()
+        for name in (KEY, f"{KEY}-a", f"a {KEY}"):
+            self.cloud.projects[0]["project_name"] = name
+            shown = self.rows("projects get")[0]["project_name"]
+            self.assertEqual(shown, name.replace(KEY, "********"))
+
     def test_a_key_in_the_wrong_place_is_not_echoed(self):
         for words in f"""
             auth token CANARY-with-no-prefix
