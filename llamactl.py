@@ -380,9 +380,7 @@ class Process(ProcessValues):
             path = join(self.home or "~", path[1:].lstrip("/\\"))
         else:
             path = os.path.expanduser(path)
-        if path.startswith("~"):
-            if self.get(VAR_FOLDER):
-                raise misuse(f"{VAR_FOLDER}: there is no such home directory: {path}")
+        if path.startswith("~"):  # there is no home, or no such user
             return None
         with suppress(OSError):  # the working folder may be gone
             return abspath(path)

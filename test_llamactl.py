@@ -3539,23 +3539,20 @@ class StoreFolderTest(DiskCase):
             HOME=/home LLAMACTL_CONFIG_DIR=~                      | /home
             HOME=/home/ LLAMACTL_CONFIG_DIR=~//x                  | /home/x
             HOME=/ LLAMACTL_CONFIG_DIR=~/x                        | /x
-            HOME=relative LLAMACTL_CONFIG_DIR=~/x                 | no ... ~/x
-            HOME= LLAMACTL_CONFIG_DIR=~/x                         | no ... ~/x
-            HOME= LLAMACTL_CONFIG_DIR=~                           | no ... ~/
+            HOME=relative LLAMACTL_CONFIG_DIR=~/x                 | None
+            HOME= LLAMACTL_CONFIG_DIR=~/x                         | None
+            HOME= LLAMACTL_CONFIG_DIR=~                           | None
             HOME= LLAMACTL_CONFIG_DIR=                            | None
-            HOME= LLAMACTL_CONFIG_DIR=~nobody-at-all              | no ... ~nobody-at-all
+            HOME= LLAMACTL_CONFIG_DIR=~nobody-at-all              | None
             HOME= LLAMACTL_CONFIG_DIR=./~/x                       | {here}
-            LLAMACTL_CONFIG_DIR=~/x                               | no ... ~/x
+            LLAMACTL_CONFIG_DIR=~/x                               | None
             LLAMACTL_CONFIG_DIR=/x                                | /x
         """.strip().splitlines():
             words, expected = row.split("|")
             env = dict(word.split("=") for word in words.split())
             only = unittest.mock.patch.dict(os.environ, env, clear=True)
             with self.subTest(row), unknown_user(), only:
-                try:
-                    folder = llamactl.read_process().config_folder()
-                except llamactl.Failure as failure:
-                    folder = f"no ... {failure.message.split()[-1]}"
+                folder = llamactl.read_process().config_folder()
                 self.assertEqual(str(folder), expected.strip())
 
     def test_a_host_without_a_name(self):
