@@ -3572,6 +3572,12 @@ class StoreFolderTest(DiskCase):
         names = os.listdir(os.path.join(roaming, "llamactl"))
         self.assertEqual(sorted(names), STORE_FILES)
 
+    def test_a_full_credential_in_variables_needs_no_home(self):
+        self.cloud = self.cloud_server()
+        for folder in ("", "~/x", "~nobody-at-all/x"):
+            env = dict(self.of_variables(), LLAMACTL_CONFIG_DIR=folder, HOME="")
+            self.done("projects get", env=env)
+
     def test_a_working_folder_that_is_gone_has_no_folder_in_it(self):
         self.cloud = self.cloud_server()
         env = dict(self.of_variables(), LLAMACTL_CONFIG_DIR="relative")
