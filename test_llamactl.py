@@ -4007,6 +4007,13 @@ class FileSystemsWithoutLocks(FileSystemCase):
         self.addCleanup(patcher.stop)
         self.patch(LOCK_TIMEOUT=0.3)
 
+    def test_the_empty_lock_file_of_another_process_is_not_removed(self):
+        self.flock.side_effect = None  # here there are locks; it has not written its word
+        self.with_profile()
+        held = write_file(f"{self.store_path}.locked", "", 0o600)
+        self.done("auth use main")
+        self.assertTrue(os.path.exists(held))
+
     def hold(self, change, word, seconds=0):
         """The lock file of another process with its WORD, made so many SECONDS ago."""
         write_file(change.lock, word, 0o600)
