@@ -4122,7 +4122,8 @@ def auth_token(app, args):
     with app.store.change() as data:
         name = store_key_profile(add_environment(data, api_url), profile, args.name)
     app.report(f"profile {name} is current, project {project_label(profile)}")
-    app.say(NEXT_STEP)
+    if key:  # which the next commands hand on
+        app.say(NEXT_STEP)
 
 
 def start_login(app, api_url, waiting, output):

@@ -8388,8 +8388,7 @@ class AuthToken(CommandCase):
         self.write_store({}, requires_auth=False)
         self.play(f"""
             $ llamactl auth token --project proj-alpha
-            ...proj-alpha...
-            next: ...
+            profile proj-alpha is current, project Alpha (proj-alpha)
             $ llamactl auth get
             NAME        API_URL...  PROJECT_ID  ACTIVE  AUTH
             proj-alpha  {self.url}  proj-alpha  yes     none
@@ -8412,7 +8411,6 @@ class AuthToken(CommandCase):
         self.play(f"""
             $ llamactl auth token --no-verify --project proj-beta
             profile proj-beta is current, project proj-beta
-            next: ...
             $ llamactl auth logout proj-beta
             profile proj-beta deleted
             $ llamactl environments add {NOWHERE} --no-verify
