@@ -3002,6 +3002,7 @@ class Questions(SignalCase):
             ("auth token", "API key for", signal.SIGTERM, 143),
             ("auth token", "API key for", signal.SIGHUP, 129),
             ("auth token", "API key for", signal.SIGQUIT, 131),
+            ("auth exec --api-key-file - -- true", "API key", signal.SIGTERM, 143),
             ("auth use", "or name", b"\x03", 130),
             ("auth use", "or name", b"\x04", 130),
             ("auth login", "left", b"\x03", 130),
@@ -6210,6 +6211,15 @@ class Tls(TlsCase):
             ca_bundle     SSL_CERT_DIR      {self.home}
             ...
         """)
+
+    def test_a_store_of_openssl_s_that_cannot_be_read(self):
+        own = llamactl.CaBundle(None, None, "there")
+        failing = unittest.mock.patch.object(
+            ssl.SSLContext, "load_default_certs", side_effect=OSError(errno.EIO, "broken")
+        )
+        with failing, patched(llamactl, "find_ca_bundle", lambda process: own):
+            error = self.fails("projects get", code=1)
+        self.assertIn("OpenSSL's store (from there) cannot be trusted: broken", error)
 
     def test_an_error_that_has_no_words(self):
         refusal = ssl.CertificateError()
