@@ -1761,6 +1761,22 @@ print("heavy and new:", *new & set("{heavy}".split()))
                     [1]
                 """)
 
+    def test_what_no_command_has_caught(self):
+        for error, said in (
+            (OSError(errno.ENOENT, "No such file", "/secret"), "No such file"),
+            (MemoryError(), "out of memory"),
+            (ValueError("a secret"), "internal error in .*: ValueError at line [0-9]+"),
+            (ImportError("a secret", name="ssl"), ".*lacks the module ssl; .*"),
+        ):
+
+            def fail(*_, error=error):
+                raise error
+
+            terminal = unittest.mock.Mock()
+            with patched(llamactl, "run_command", fail):
+                self.assertEqual(llamactl.run_and_report(terminal, []), 1)
+            self.assertRegex(terminal.tell.call_args[0][0], rf"\Aerror: {said}\Z")
+
     def test_a_mistake_of_its_own_is_told_with_its_line(self):
         try:
             llamactl.retried(lambda: {}["a secret"])
@@ -6994,6 +7010,11 @@ class LyingProvider(NetworkCase):
         self.cloud.id_token_claims = {"iss": ELSEWHERE}
         self.assertRegex(self.refused(1), f"{ELSEWHERE}.*{self.url}/oidc")
 
+    def test_an_address_that_is_no_text(self):
+        for name in ("revocation_endpoint", "device_authorization_endpoint"):
+            self.cloud.configuration_overrides = {name: 5}
+            self.assertIn("named no URL where one", self.refused(5, sent=DEVICE_CODE))
+
     def test_no_device_flow(self):
         for value in (None, ""):
             self.cloud.configuration_overrides = {"device_authorization_endpoint": value}
@@ -7007,6 +7028,7 @@ class LyingProvider(NetworkCase):
             {"access_token": None},
             {"error": "nonsense"},
             {"error": 7},
+            {"access_token": "two words"},
         ):
             with self.subTest(body=body):
                 self.cloud.token_script = [(200, body)]
@@ -7789,9 +7811,10 @@ class LoginOutcomes(NetworkCase):
         self.assertIn(profile["api_key"], self.cloud.keys_alive())
 
     def test_the_same_sub_at_another_issuer_is_another_user(self):
-        self.with_login(issuer="https://elsewhere.example")
-        self.succeeds(SIGN_IN)
-        self.assertEqual(sorted(self.profiles()), [USER, "main"])
+        for issuer in ("https://elsewhere.example", None):
+            self.with_login(issuer=issuer)
+            self.succeeds(SIGN_IN)
+            self.assertEqual(sorted(self.profiles()), [USER, "main"])
 
     def test_a_key_profile_does_not_take_the_place_of_a_login(self):
         profile = self.with_login()
@@ -7888,6 +7911,13 @@ class NothingLeftBehind(NetworkCase):
                 self.error_of(self.call(SIGN_IN), 1)
                 self.assert_left()
                 os.rmdir(self.store_path)
+        self.start("key")
+        hear(self.cloud, API_KEYS, after=self.break_store)
+        self.cloud.fault("*", "status", 9, method="DELETE")
+        self.cloud.fault(REVOKE, "status", 9)
+        said = self.call(SIGN_IN).err
+        self.assertRegex(said, "warning: API key .* may still work: .*500")
+        self.assertRegex(said, "warning: the refresh token may still be valid: .*500")
 
     def test_a_login_that_is_refused_after_the_approval(self):
         for settings, options in (
@@ -9349,6 +9379,9 @@ class AuthExec(CommandCase):
             $ llamactl auth exec -- {path}
             error: {path}: the interpreter that it names was not found
             [127]
+            $ llamactl auth exec -- ''
+            error: the command is empty
+            [127]
             $ llamactl auth exec -- no-such-tool
             error: no-such-tool: command not found
             [127]
@@ -10263,6 +10296,11 @@ class ImportTest(ImportCase):
             with self.subTest(change):
                 self.closed(change)
                 self.assert_import_fails(self.path)
+
+    def test_no_profiles(self):
+        self.closed("DELETE FROM profiles")
+        result = self.call(self.IMPORT)
+        self.assert_one_error(result, 1, f"{self.path} has no profile to import")
 
     def test_nothing_there(self):
         env = {"LLAMACTL_CONFIG_DIR": "", "HOME": ""}
