@@ -2585,9 +2585,9 @@ def tls_failure(error, origin, has_begun):
     """What ssl raised: a failed handshake, or a connection that broke off."""
     if has_begun or "EOF" in type(error).__name__:
         return Unreachable(f"{origin}: the connection broke off", BROKEN_OFF)
-    words = getattr(error, "verify_message", "")
-    hint = f"{SET} SSL_CERT_FILE=PATH" if words else ""
-    words = words or getattr(error, "reason", "") or "the certificate is not valid here"
+    cause = getattr(error, "reason", "") or "the certificate is not valid here"
+    words = getattr(error, "verify_message", "") or cause  # not on Python 3.6
+    hint = f"{SET} SSL_CERT_FILE=PATH" if cause == "CERTIFICATE_VERIFY_FAILED" else ""
     if words == "WRONG_VERSION_NUMBER":
         words = "the server does not use TLS"
         if is_loopback(origin):  # elsewhere somebody in between may say so

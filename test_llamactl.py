@@ -1428,8 +1428,9 @@ USED = r"""
 """
 # What looks like a variable of the environment and is none.
 NO_VARIABLES = set(
+    "CERTIFICATE_VERIFY_FAILED WRONG_VERSION_NUMBER "
     "GET POST NFC DELETE NAME URL ID PATH KEY AUTH DEPLOYMENT EOF SHELL FW O_PATH O_BINARY "
-    "ST_RDONLY O_DIRECTORY O_NOFOLLOW O_NONBLOCK WRONG_VERSION_NUMBER SIGINT SIGHUP "
+    "ST_RDONLY O_DIRECTORY O_NOFOLLOW O_NONBLOCK SIGINT SIGHUP "
     "SIGQUIT SIGTERM".split()
 )
 MAX_TOKENS = 26000
@@ -3216,7 +3217,7 @@ class Streams(SignalCase):
         self.with_profile("caf\u00e9")
         env = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
         name = "caf\u00e9".encode()
-        said = r"profile caf\\xe9 is current\n"
+        said = r"profile caf(\\xe9|\u00e9) is current\n"
         use = [*PYTHON, PROGRAM, "auth", "use"]
         self.expect(self.run_command(*use, name, env=env), 0, "", said)
         env["LLAMACTL_PROFILE"] = name
@@ -3710,7 +3711,7 @@ class StoreFolderTest(DiskCase):
         self.with_profile()
         os.chmod(self.store_path, 0o604)
         self.assertIn("run: chmod 600", self.done("auth get").err)
-        read_only = unittest.mock.Mock(f_flag=os.ST_RDONLY)
+        read_only = unittest.mock.Mock(f_flag=getattr(os, "ST_RDONLY", 1))
         with patched(os, "statvfs", return_value=read_only):
             self.assertEqual(self.done("auth get").err, "")
 
@@ -5132,7 +5133,7 @@ class OtherSystems(CommandCase):
 
     def test_it_needs_no_flag_that_a_system_may_lack(self):
         names = "O_PATH O_DIRECTORY O_NOFOLLOW O_NONBLOCK"
-        script = f"import os\nfor name in {names!r}.split(): delattr(os, name)\n"
+        script = f"import os\nfor name in {names!r}.split(): vars(os).pop(name, None)\n"
         python = ("-c", f"{script}{AS_MAIN}sys.exit(status)")
         command = f"auth token --api-key {KEY} --project proj-alpha"
         for words in (command, "auth use llx-wxyz"):
