@@ -449,8 +449,8 @@ def catch_signals():
 
 @contextmanager
 def uninterrupted(tell):
-    # type: (Callable[[str], None]) -> Iterator[List[int]]
-    """Delay signals to the end of this block, and tell the user so; yields those caught."""
+    # type: (Callable[[str], None]) -> Iterator[None]
+    """Delay signals to the end of this block, and tell the user so."""
     import signal
 
     caught = []  # type: List[int]
@@ -465,7 +465,7 @@ def uninterrupted(tell):
             for number in ending_signals():
                 stack.callback(signal.signal, number, signal.signal(number, note))
         try:
-            yield caught
+            yield
         except Failure as failure:
             if not caught:
                 raise
@@ -498,7 +498,7 @@ def replace_process(command, variables):
     except FileNotFoundError:
         problem = "command not found"
         if os.sep in program and exists(program):
-            problem = "the interpreter that it names was not found"
+            problem = "its interpreter was not found"
         raise Failure(f"{program}: {problem}", code=EXIT_NOT_FOUND) from None
     except OSError as error:
         raise Failure(f"{program}: {reason(error)}", code=EXIT_NOT_EXECUTABLE) from None
@@ -568,7 +568,7 @@ def quotable(word):
 def as_utf_8(word):
     # type: (str) -> str
     """WORD as its bytes have it, which Python 3.6 takes for ASCII in the C locale."""
-    with suppress(UnicodeEncodeError):  # half of a character, on Windows
+    with suppress(UnicodeEncodeError):  # a lone surrogate, on Windows
         return word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return word
 
@@ -901,11 +901,8 @@ def env_lines(values):
 def usual_line_end(text):
     # type: (str) -> str
     """The line end for new lines of TEXT: its own, \\r only where it has no other."""
-    if not re.search(r"(?<!\r)\n", text):
-        for end in ("\r\n", "\r"):
-            if end in text:
-                return end
-    return "\n"
+    ends = re.findall(r"\r?\n|\r", text)
+    return next((end for end in ("\n", "\r\n", "\r") if end in ends), "\n")
 
 
 def joins_next_line(line):
@@ -1000,7 +997,7 @@ def is_terminal(stream):
 
 def wait_for_input(stream):
     # type: (Any) -> None
-    """Let a read of STREAM wait, which another program may have switched off."""
+    """Make reads of STREAM wait for input; another program may have switched that off."""
     with suppress(AttributeError, OSError, ValueError):  # Windows; no descriptor
         os.set_blocking(stream.fileno(), True)
 
@@ -1060,7 +1057,7 @@ class Terminal:
         """Print a command's result; NOUN is what an empty list lacks."""
         text = without_passwords(output_text(value, output, columns))
         text = masked(text, self.secrets)
-        if output == "yaml":  # to which a bare * is an alias
+        if output == "yaml":  # where a bare * begins an alias
             text = re.sub(r"(?m)([:-] )(\*.*)$", r'\1"\2"', text)
         self.write(text)
         if value == []:
@@ -1574,6 +1571,8 @@ class Place:
 
     def open(self, suffix, flags):
         # type: (str, int) -> int
+        if len(self.missing) > 1:  # `name` is a folder, which others may make now
+            raise FileNotFoundError
         flags |= NO_FOLLOW | NO_WAIT | BINARY
         return os.open(self.name + suffix, flags, 0o600, dir_fd=self.folder)
 
@@ -1595,8 +1594,6 @@ class Place:
 
         CHECK raises Failure for an open file that must not be read.
         """
-        if len(self.missing) > 1:  # another process may make them now
-            return None
         try:
             with self.opened("rb") as file:
                 descriptor = file.fileno()
@@ -1944,14 +1941,14 @@ def is_ignored(pattern, parts):
     """Whether a line of a .gitignore names the path PARTS, or a folder on it."""
     from fnmatch import fnmatch
 
-    # a comment may hold what fnmatch takes for wrong; stars can take it for ever
+    # a comment is no pattern; many stars take old versions of fnmatch exponential time
     if pattern.startswith("#") or pattern.count("*") > MAX_STARS:
         return False
     names = parts[:-1] if pattern.endswith("/") else parts
     pattern = re.sub(r"^\*\*/|/$", "", pattern)
     if "/" in pattern:
         names = ["/".join(names[:count]) for count in range(1, len(names) + 1)]
-    with suppress(re.error):  # before Python 3.10 for a range that is upside down
+    with suppress(re.error):  # a reversed range, before Python 3.10
         return any(fnmatch(name, pattern.lstrip("/")) for name in names)
     return False
 
@@ -2493,7 +2490,7 @@ def find_proxy(process, url, is_offline=False):
     try:
         split_url(shown, "/.*")
     except ValueError:
-        raise Failure(f"{source} is not the address of a proxy", hint) from None
+        raise Failure(f"{source} is not a valid proxy address", hint) from None
     return Proxy(f"http://{place}", shown, source)
 
 
@@ -3545,7 +3542,8 @@ def check_sign_in(app, args):
     """The API URL that a new profile is for, and what is stored of it.
 
     Raises Failure before anything is sent or asked: for a name that no listing could
-    carry, a store that cannot be written, a variable that names another server.
+    carry, a time-out that is none, a store that cannot be written, a variable that names
+    another server.
     """
     name = args.name or ""
     if name != clean(name).strip() or name.startswith("-"):
@@ -3630,7 +3628,7 @@ def verify_key(app, api_url, key, org_id):
         hint = f"create a key {WEB_CONSOLE}"
         if key is None:
             message = f"an API key is needed: {refused.message}"
-            hint = f"llamactl environments add {api_url}"
+            hint = f"llamactl environments add {shell_quoted(api_url)}"
         elif not key.startswith("llx-"):
             message += "; a LlamaCloud key begins with llx-"
         elif api_url in REGIONS:
@@ -3798,7 +3796,7 @@ def wait_for_approval(app, session, provider, waiting):
     it can no longer succeed.
     """
     left = min(waiting["expires_at"] - time.time(), ONE_DAY)
-    if left < 0:  # by a clock that may have been set; the provider knows
+    if left < 0:  # the clock may have been set since: ask the provider once
         left = waiting["interval"] + 1
     expires_at = time.monotonic() + left
 
@@ -3956,12 +3954,11 @@ def end_login(plane, profile, on_rotation, warn):
     return problem
 
 
-def log_out(app, api_url, name):
-    # type: (App, str, str) -> str
-    """Forget a profile, whatever the server says; what may still work, or nothing."""
-    problem = ""
+def log_out(app, api_url, name, problems):
+    # type: (App, str, str, List[str]) -> None
+    """Forget a profile, whatever the server says; add to PROBLEMS what may still work."""
     # of several processes one refreshes the tokens, and the others find the profile gone
-    with uninterrupted(app.tell) as caught, app.store.change() as data:
+    with uninterrupted(app.tell), app.store.change() as data:
         environment = get_environment(data, api_url)
         profile = environment["profiles"].get(name)
         if profile and profile["auth_type"] == OIDC:
@@ -3972,31 +3969,28 @@ def log_out(app, api_url, name):
                     app.store.save(data)
 
             problem = end_login(app.plane(api_url), profile, save, app.warn)
+            if problem:
+                problems.append(f"profile {name}: {problem}")
         environment["profiles"].pop(name, None)
         if environment.get("current_profile") == name:
             environment["current_profile"] = None
-        if problem:
-            problem = f"profile {name}: {problem}"
-        if problem and caught:  # else the caller tells
-            app.tell(f"error: {problem}")
-    return problem
 
 
 def log_out_each(app, places):
     # type: (App, Sequence[Tuple[str, str]]) -> str
     """Forget each (API URL, profile); what may still work, or nothing."""
-    problems = []
+    problems = []  # type: List[str]
     try:
         for api_url, name in places:
-            problems.append(log_out(app, api_url, name))
+            log_out(app, api_url, name, problems)
             app.report(f"profile {name} deleted")
-    except BaseException:  # nobody else knows these now
-        for problem in filter(None, problems):
+    except BaseException:  # a signal, say; the profiles are gone, and with them the ids
+        for problem in problems:
             app.tell(f"error: {problem}")
         raise
     for path in app.store.damaged_copies():
         app.warn(f"{path} may still hold keys; delete it when you no longer need it")
-    return "; ".join(filter(None, problems))
+    return "; ".join(problems)
 
 
 # ==== takeover: the official client's profiles.db, read only; can be removed whole
@@ -4026,7 +4020,7 @@ def read_official(path):
     try:
         with closing(sqlite3.connect(url, uri=True)) as database:
             database.row_factory = sqlite3.Row
-            # else an error quotes what is not UTF-8, and that may be a secret
+            # else SQLite's error quotes text that is not UTF-8, which may be a secret
             database.text_factory = lambda value: value.decode("utf-8", "replace")
             return {
                 table: [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
@@ -4916,7 +4910,7 @@ class Parser(argparse.ArgumentParser):
     def parse_all(self, arguments):
         # type: (List[str]) -> Args
         """ARGUMENTS as argparse reads them; raises Failure for one too many or empty."""
-        # before Python 3.8 `-ojson` is an abbreviation to it, and refused
+        # before Python 3.8, allow_abbrev=False refuses `-ojson` as well
         whole = [re.sub(r"^-o(?=\w)", "-o=", argument) for argument in arguments]
         args, extra = self.parse_known_args(whole)
         for argument in extra:

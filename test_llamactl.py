@@ -697,14 +697,7 @@ def encoded(body):
 SERVER_ERROR = {"detail": "Internal Server Error"}
 
 
-DAMAGED = (
-    "interim",
-    "drip",
-    "pause",
-    "truncated",
-    "short_length",
-    "bad_chunk",
-)  # the real answer
+DAMAGED = "interim drip pause truncated short_length bad_chunk".split()  # the real answer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -6599,7 +6592,7 @@ class Proxies(NetworkCase):
                 self.assertEqual((result.code, result.err), (0, ""))
                 self.assertRegex(result.out, r"detail .* http_proxy (names|is not)")
         error = self.fails("projects get", code=1, env={"http_proxy": "p.example:8o80"})
-        self.assertIn("http_proxy is not the address of a proxy", error)
+        self.assertIn("http_proxy is not a valid proxy address", error)
 
     def test_what_no_proxy_names(self):
         for host, port, exempt, expected in cells("""
@@ -9391,7 +9384,7 @@ class AuthExec(CommandCase):
         path = write_file(os.path.join(self.home, "tool"), "#!/no/such/sh\n", 0o755)
         self.play(f"""
             $ llamactl auth exec -- {path}
-            error: {path}: the interpreter that it names was not found
+            error: {path}: its interpreter was not found
             [127]
             $ llamactl auth exec -- ''
             error: the command is empty
