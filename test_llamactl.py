@@ -6222,11 +6222,15 @@ class Tls(TlsCase):
             error: ...: TLS failed: ...
             hint: export SSL_CERT_FILE=PATH
             [5]
-            $ SSL_CERT_DIR={self.home} llamactl auth status --offline
-            ...
-            ca_bundle     SSL_CERT_DIR      {self.home}
-            ...
         """)
+
+    def test_status_shows_which_certificates_are_used(self):
+        status = self.done("auth status --offline", env={"SSL_CERT_DIR": self.home}).out
+        self.assertRegex(status, f"\nca_bundle +SSL_CERT_DIR +{self.home}\n")
+        own = llamactl.CaBundle(None, None, "there")
+        with patched(llamactl, "find_ca_bundle", lambda process: own):
+            status = self.done("auth status --offline").out
+        self.assertRegex(status, "\nca_bundle +there +the system's\n")
 
     def test_a_store_of_openssl_s_that_cannot_be_read(self):
         own = llamactl.CaBundle(None, None, "there")
@@ -6236,9 +6240,6 @@ class Tls(TlsCase):
         with failing, patched(llamactl, "find_ca_bundle", lambda process: own):
             error = self.fails("projects get", code=1)
         self.assertIn("OpenSSL's store (from there) cannot be trusted: broken", error)
-        with patched(llamactl, "find_ca_bundle", lambda process: own):
-            status = self.done("auth status --offline").out
-        self.assertRegex(status, "\nca_bundle +there +the system's\n")
 
     def test_an_error_that_has_no_words(self):
         refusal = ssl.CertificateError()
@@ -7914,7 +7915,8 @@ class NothingLeftBehind(NetworkCase):
                 self.error_of(self.call(SIGN_IN), 1)
                 self.assert_left()
                 os.rmdir(self.store_path)
-        self.start("key")
+
+    def test_what_cannot_be_undone_is_named(self):
         hear(self.cloud, API_KEYS, after=self.break_store)
         self.cloud.fault("*", "status", 9, method="DELETE")
         self.cloud.fault(REVOKE, "status", 9)
@@ -8415,6 +8417,9 @@ class AuthToken(CommandCase):
 
     def test_the_only_project_of_an_organization_is_chosen(self):
         self.play(f"""
+            $ llamactl auth token --no-verify --project proj-alpha
+            error: --no-verify needs a key and --project ID
+            [2]
             $ llamactl auth token --api-key {KEY} --org typo --project Alpha
             error: no project found; create one in the web console ...
             [1]
@@ -8451,20 +8456,13 @@ class AuthToken(CommandCase):
             environment {self.url} is current; next: llamactl auth token
         """)
         self.assertEqual(bearers(self.cloud.requests), {"none"})
-        self.play(f"""
+        self.play("""
             $ llamactl auth token --no-verify --project proj-beta
             profile proj-beta is current, project proj-beta
-            $ llamactl auth logout proj-beta
-            profile proj-beta deleted
-            $ llamactl environments add {NOWHERE} --no-verify
-            environment {NOWHERE} is current; next: ...
-            $ llamactl auth token --project proj-alpha --api-key {KEY}
-            warning: the key and the project id proj-alpha are stored unverified: ...
-            ...
-            $ llamactl environments use {self.url}
-            ...
         """)
-        self.cloud.requires_auth = True  # from now on
+
+    def test_an_environment_that_asks_for_a_key_from_now_on(self):
+        self.write_store({}, requires_auth=False)
         add = f"llamactl environments add {self.url}"
         self.play(f"""
             $ llamactl projects get
@@ -8682,15 +8680,6 @@ class AuthLogin(CommandCase):
             $ llamactl auth login --start --name a
             error: --start takes only -o; the rest is for --resume
             [2]
-            $ llamactl auth get main --all
-            error: NAME and --all exclude each other
-            [2]
-            $ llamactl completion words
-            error: name a shell: bash, zsh or fish
-            [2]
-            $ llamactl auth token --no-verify --project proj-alpha
-            error: --no-verify needs a key and --project ID
-            [2]
             $ llamactl auth login -o json
             error: -o is for --start, which prints the code
             [2]
@@ -8873,6 +8862,8 @@ class AuthUse(CommandCase):
                 hint: llamactl auth token --project ID
                 [4]
             """)
+
+    def test_projects_of_an_environment_without_auth(self):
         self.write_store({"a": {"auth_type": "none"}}, requires_auth=False)
         self.play("""
             $ llamactl projects use Alpha
@@ -8897,6 +8888,9 @@ class AuthLogout(CommandCase):
             error: ...NAME: b, main
             [2]
             $ llamactl auth logout main --all
+            error: NAME and --all exclude each other
+            [2]
+            $ llamactl auth get main --all
             error: NAME and --all exclude each other
             [2]
             $ llamactl auth logout main
@@ -10688,6 +10682,9 @@ class Completion(CommandCase):
             main
             $ llamactl completion words -- nonsense ''
             $ llamactl completion
+            error: name a shell: bash, zsh or fish
+            [2]
+            $ llamactl completion words
             error: name a shell: bash, zsh or fish
             [2]
             $ llamactl completion tcsh
