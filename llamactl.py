@@ -2082,6 +2082,12 @@ def get_environment(data, api_url):
     return data["environments"].get(api_url) or new_environment()
 
 
+def asks_for_key(environment):
+    # type: (Environment) -> bool
+    """Whether its server asks for a key; one of which nothing is known does."""
+    return environment.get("requires_auth", True)
+
+
 def add_environment(data, api_url):
     # type: (StoreData, str) -> Environment
     """What is stored of API_URL, to be changed, stored from now on if it was not."""
@@ -2188,9 +2194,8 @@ class Store:
             warn_if_open(folder, dirname(self.path), 0o022, "go-w", self.warn)
         with suppress(OSError), self._place.opened("rb") as file:
             descriptor = file.fileno()
-            status = os.fstat(descriptor)
-            if status.st_uid == os.geteuid():
-                if is_change and status.st_mode & 0o077:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                if is_change:
                     set_mode(descriptor, 0o600)
                 warn_if_open(descriptor, self.path, 0o066, "600", self.warn)
 
@@ -3254,7 +3259,7 @@ def find_profile(data, api_url, name):
             f"{api_url} has no profile {quotable(name)}; available: {known}",
             "llamactl auth get" if profiles else HINT_LOGIN,
         )
-    if not environment.get("requires_auth", True):
+    if not asks_for_key(environment):
         return None
     if profiles:
         raise Failure(
@@ -4038,7 +4043,7 @@ def import_profile(environment, row, name):
     """
     key = row.get("api_key") or None
     project_id = row.get("project_id")
-    is_usable = is_plain(key) if key else not environment.get("requires_auth", True)
+    is_usable = is_plain(key) if key else not asks_for_key(environment)
     require(is_usable and is_plain(project_id), "it has no usable API key and project")
     profiles = environment["profiles"]
     for stored, other in profiles.items():
@@ -4090,7 +4095,7 @@ def auth_token(app, args):
     refuse_name_of_login(environment, args.name)
     project_id = args.project
     key = given_key(app, args)
-    needs_key = environment.get("requires_auth", True)
+    needs_key = asks_for_key(environment)
     if args.no_verify and not (project_id and (key or not needs_key)):
         raise misuse("--no-verify needs a key and --project ID")
     projects = None
@@ -4159,7 +4164,7 @@ def auth_login(app, args):
     if args.output != "text" and not args.start:
         raise misuse("-o is for --start, which prints the code")
     api_url, environment = check_sign_in(app, args)
-    if not environment.get("requires_auth", True):
+    if not asks_for_key(environment):
         raise Failure(f"{api_url} requires no login", "llamactl auth token --project ID")
     waiting = environment.get("login")
     if not args.resume:
@@ -4468,7 +4473,7 @@ def environments_get(app, args):
     rows = [
         {
             "api_url": url,
-            "requires_auth": get_environment(data, url).get("requires_auth", True),
+            "requires_auth": asks_for_key(get_environment(data, url)),
             "active": url == current_url(data),
         }
         for url in urls
@@ -4480,7 +4485,7 @@ def report_environment(app, api_url, environment):
     # type: (App, str, Environment) -> None
     """Say that API_URL is current now, and which profile is, or how to get one."""
     next_step = "next: llamactl auth token"
-    if environment.get("requires_auth", True):
+    if asks_for_key(environment):
         next_step = "next: llamactl auth login, or llamactl auth token"
     if environment["profiles"]:
         next_step = "next: llamactl auth use NAME"

@@ -10259,6 +10259,16 @@ class ImportTest(ImportCase):
         del data["environments"][self.url]["requires_auth"]
         self.put(json.dumps(data).encode())
         self.assertEqual(len(self.warnings_of(self.call(self.IMPORT))), 3)
+        self.play("""
+            $ llamactl auth token --project proj-alpha
+            error: ...no API key...
+            hint: ...
+            [2]
+            $ llamactl environments get -o yaml
+            ...
+              requires_auth: true
+            ...
+        """)
         self.assertEqual(self.profiles(), {})
 
     def test_odd_settings_and_environments_do_no_harm(self):
