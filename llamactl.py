@@ -3735,7 +3735,9 @@ def choose_project_of_login(app, args, session, current):
     try:
         return choose_project(app, projects, wanted, current), ""
     except Failure as failure:
-        if not projects and not args.org:
+        if args.org:  # which may be mistyped
+            projects = session.signed_in().get_projects()
+        if not projects:
             raise
         kept = next((each for each in projects if each.project_id == current), None)
         return kept, failure.message
@@ -4712,7 +4714,7 @@ def completion(app, args):
         profiles = get_environment(data, current_url(data))["profiles"]
         safe = [name for name in profiles if name == shell_safe(name)]
         return app.terminal.write(next_words(args.command, app.commands, safe))
-    if args.shell not in COMPLETION:
+    if args.shell not in COMPLETION or args.command:
         raise misuse("name a shell: bash, zsh or fish")
     return app.terminal.write(COMPLETION[args.shell])
 

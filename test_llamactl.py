@@ -3116,6 +3116,12 @@ termios.tcflush = tcflush
 class ProgramOnStdin(SignalCase):
     """curl ... | python3 - auth token"""
 
+    def test_windows_has_its_own_name_for_the_terminal(self):
+        with patched(llamactl, "WINDOWS", True):
+            with unittest.mock.patch("builtins.open") as opened:
+                llamactl.open_controlling_terminal()
+        opened.assert_called_once_with("CONIN$")
+
     def test_it_asks_at_the_controlling_terminal(self):
         for flags, question in (("", "API key for"), ("--api-key-file -", "API key: ")):
             with self.subTest(flags):
@@ -3155,6 +3161,7 @@ class Streams(SignalCase):
     def test_closed_and_full(self):
         self.with_profile()
         listing = self.done("auth get").out
+        installed = " ".join(map(shlex.quote, INSTALLED[len(PYTHON) :]))
         for line, code, out, err in (
             ("auth get >&-", 1, "", "^error: .*output.*\n$"),
             ("auth get > /dev/full", 1, "", "^error: .*output.*\n$"),
@@ -3167,9 +3174,10 @@ class Streams(SignalCase):
             ("auth use nope 2> /dev/full", 1, "", ""),
             ("auth use main >&- 2>&- <&-", 0, "", ""),
         ):
-            with self.subTest(line):
-                result = self.shell(f"exec python3 llamactl.py {line}")
-                self.expect(result, code, out, err)
+            for program in ("llamactl.py", installed):
+                with self.subTest(line, program=program[:11]):
+                    result = self.shell(f"exec python3 {program} {line}")
+                    self.expect(result, code, out, err)
 
     def test_a_closed_one_is_no_terminal(self):
         stream = io.StringIO()
@@ -4959,6 +4967,13 @@ class EnvFile(DiskCase):
         self.assertEqual(os.readlink(self.path), "middle.env")
         self.assertEqual(os.readlink(middle), "real/target.env")
         self.assertEqual(os.listdir(self.at("real")), ["target.env"])
+
+    def test_as_many_links_are_followed_as_linux_follows(self):
+        for number in range(41):
+            os.symlink(self.path, self.at(f"{number}.env"))
+            self.path = self.at(f"{number}.env")
+        self.assertIn("app.env) written", self.inject(self.at("39.env")))
+        self.refused(self.at("40.env"), "40.env")
 
     def test_what_is_no_regular_file_is_refused(self):
         # never a device of the system here: run as root, a broken program would replace it
@@ -8617,12 +8632,10 @@ class AuthLogin(CommandCase):
         self.play(f"""
             $ llamactl auth login --no-browser --org typo
             ...
-            ...logged in as dev@example.com, project none
+            ...dev@example.com...Beta (proj-beta)
             error: no project found...
             hint: llamactl projects use ID
             [2]
-            $ llamactl projects use Beta
-            profile dev@example.com uses project Beta (proj-beta)
             $ llamactl auth login --no-browser --project Typo
             ...
             ...dev@example.com...Beta (proj-beta)
@@ -8701,12 +8714,13 @@ class AuthLogin(CommandCase):
 
     def test_no_project_anywhere(self):
         self.cloud.projects = []
-        self.play("""
-            $ llamactl auth login --no-browser
-            ...
-            error: no project found; create one in the web console...https://...
-            [1]
-        """)
+        for flag in ("", " --org typo"):
+            self.play(f"""
+                $ llamactl auth login --no-browser{flag}
+                ...
+                error: no project found; create one in the web console...https://...
+                [1]
+            """)
         self.assertEqual(self.profiles(), {})
 
     def test_an_approval_is_never_wasted_on_a_project(self):
@@ -10700,6 +10714,9 @@ class Completion(CommandCase):
             $ llamactl completion tcsh
             error: name a shell: ...
             [2]
+            $ llamactl completion bash -- x
+            error: name a shell: ...
+            [2]
         """)
 
     def offered(self, shell, typed):
@@ -12074,12 +12091,17 @@ def run_named(name):
     }
 
 
+CLASS_TIMEOUT = 300  # seconds
+
+
 def worker():
     """Run the classes that stdin names, and answer each by a line of JSON on stdout."""
     with os.fdopen(os.dup(0)) as asked, os.fdopen(os.dup(1), "w") as answers:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)  # what a test prints must not look like an answer
         for line in asked:
+            if hasattr(signal, "alarm"):  # a program that loops for ever must not
+                signal.alarm(CLASS_TIMEOUT)
             print(json.dumps(run_named(line.strip())), file=answers, flush=True)
     return 0
 
