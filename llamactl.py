@@ -1342,9 +1342,10 @@ def can_chmod(descriptor):
         return False
     device = os.fstat(descriptor).st_dev
     line = rf"(?m)^\d+ \d+ {os.major(device)}:{os.minor(device)} .* - {MODELESS}"
-    with suppress(OSError), open("/proc/self/mountinfo", errors="replace") as mounts:
-        return not re.search(line, mounts.read())
-    return True
+    mounts = ""
+    with suppress(OSError), open("/proc/self/mountinfo", errors="replace") as file:
+        mounts = file.read()
+    return not re.search(line, mounts)
 
 
 def warn_if_open(descriptor, path, bits, fix, warn):
@@ -2098,12 +2099,12 @@ class Store:
     """profiles.json: the environments, each with its profiles and its current one."""
 
     _place: Place  # while it is open
+    path: str  # once it was, without links
 
     def __init__(self, folder, warn):
         # type: (Optional[str], Warn) -> None
         self.folder = folder or ""
         self.warn = warn
-        self.path = join(self.folder or os.sep, STORE_NAME)
         self.official_path = join(self.folder or os.sep, OFFICIAL_STORE)
 
     def load(self):
@@ -2860,7 +2861,8 @@ def request_device_code(client, api_url, provider, device_endpoint, now):
     form = {"client_id": provider["client_id"], "scope": DEVICE_SCOPE}
     device = client.post_form(device_endpoint, form).require_success().json()
     expires_in = read_seconds(device, "expires_in")
-    require_usable(expires_in, "the identity provider sent no usable 'expires_in'")
+    if not expires_in:
+        raise Unreachable("the identity provider sent no usable 'expires_in'")
     interval = read_seconds(device, "interval") or DEFAULT_INTERVAL
     address = "verification_uri" if device.get("verification_uri") else "verification_url"
     complete = device.get("verification_uri_complete")
@@ -2868,7 +2870,7 @@ def request_device_code(client, api_url, provider, device_endpoint, now):
         "verification_uri": trusted_url(read_text(device, address), api_url),
         "verification_uri_complete": trusted_url(complete, api_url) if complete else None,
         "user_code": read_text(device, "user_code"),
-        "expires_at": int(now + min(expires_in or 0, ONE_DAY)),
+        "expires_at": int(now + min(expires_in, ONE_DAY)),
         "interval": min(max(interval, MIN_INTERVAL), ONE_DAY),
         "device_code": read_text(device, "device_code"),
         "provider": provider,

@@ -598,6 +598,8 @@ class Cloud(Provider):
 
     def create_key(self, request):
         login = self._login(request)
+        if request.headers.get("content-type") != "application/json":
+            raise invalid("header", "content-type")
         asked = json.loads(request.body)
         if not isinstance(asked.get("name"), str):
             raise invalid("body", "name")
@@ -2083,6 +2085,9 @@ class SmallFormats(unittest.TestCase):
             with self.subTest(key):
                 self.assertEqual(llamactl.last_four(key), shown)
 
+    def test_a_name_that_is_made_has_80_characters_at_most(self):
+        self.assertEqual(llamactl.shell_safe("a b" + "c" * 80), "a-b" + "c" * 77)
+
     def test_a_number_in_json_has_300_digits_at_most(self):
         for count, value in ((300, {"n": 10**300 - 1}), (301, None)):
             with self.subTest(count):
@@ -2854,7 +2859,7 @@ class Questions(SignalCase):
             ],
         )
         self.assertEqual(shown.code, 0, shown.out)
-        self.assertRegex(shown.out, r"\n[^\n]*is not text; try again\n")
+        self.assertIn("\nwhat was typed is not text; try again\n", shown.out)
         self.assertNotRegex(shown.out.replace("llx-wxyz", ""), "llx-|utf|codec|ff")
         profile = self.profiles()["llx-wxyz"]
         self.assertEqual((profile["api_key"], profile["project_id"]), (KEY, "proj-beta"))
@@ -2969,6 +2974,32 @@ class Questions(SignalCase):
             Environment, by number or name [{NOWHERE}]: environment {NOWHERE} deleted
             """,
         )
+
+    def test_projects_of_one_name_are_told_apart_by_number(self):
+        self.cloud.projects = [
+            {"project_id": name, "project_name": "Same", "deployment_count": 0}
+            for name in ("p-1", "q-2", "p-3")
+        ]
+        self.with_profile()
+        self.answer(
+            b"p-\n2\n",
+            """
+            $ llamactl projects use
+                1  Same (p-1)
+                2  Same (q-2)
+                3  Same (p-3)
+            Project, by number or name:     1  Same (p-1)
+                2  Same (p-3)
+            Project, by number or name: profile main uses project Same (p-3)
+            """,
+        )
+
+    def test_a_terminal_that_another_program_left_without_waiting(self):
+        self.three_profiles()
+        script = f"import os; os.set_blocking(0, False)\n{AS_MAIN}sys.exit(status)"
+        command = [*PYTHON, "-c", script, PROGRAM, "auth", "use"]
+        shown = self.pty("", [("or name", b"1\n")], command=command)
+        self.assertEqual(shown.code, 0, shown.out)
 
     def test_a_long_menu_is_cut_and_still_takes_a_part_of_a_name(self):
         self.cloud.projects = [
@@ -3112,9 +3143,24 @@ termios.tcflush = tcflush
             self.assertRegex(shown, f"\rwaiting, {left} left \r {{22}}\r")
         self.assertEqual(self.profiles()["dev@example.com"]["project_id"], "proj-beta")
 
+    def test_a_countdown_ends_at_nothing_and_needs_a_cursor(self):
+        for term, expected in (("xterm", "\rwaiting, 0:00 left "), ("dumb", "")):
+            process = llamactl.Process({"TERM": term}, None, "host", False)
+            with patched(llamactl, "is_terminal", return_value=True):
+                with contextlib.redirect_stderr(io.StringIO()) as shown:
+                    wait = llamactl.Terminal(process).countdown(time.monotonic() - 1)
+                    wait(0.001)
+            self.assertEqual(shown.getvalue()[:20], expected)
+
 
 class ProgramOnStdin(SignalCase):
     """curl ... | python3 - auth token"""
+
+    def test_it_closes_the_terminal_that_it_opened(self):
+        terminal = io.StringIO()
+        self.patch(open_controlling_terminal=lambda: terminal)
+        self.done("--version", program="-")
+        self.assertTrue(terminal.closed)
 
     def test_windows_has_its_own_name_for_the_terminal(self):
         with patched(llamactl, "WINDOWS", True):
@@ -3273,22 +3319,28 @@ class Browser(CommandCase):
         super().setUp()
         self.patch(MACOS=False)
 
-    def opened(self, variables, flags="", browser="firefox", code=4, **device):
+    def opened(self, variables, flags="", browser="firefox", code=4, delay=0, **device):
         """The addresses that a login, refused at once, gave to the browser."""
         self.cloud.device_answer = device
         self.cloud.token_script = [(400, {"error": "access_denied"})]
         fake = unittest.mock.Mock()
         fake.name = browser
-        error = None if browser else webbrowser.Error
+
+        def get_browser():
+            time.sleep(delay)
+            if not browser:
+                raise webbrowser.Error
+            return fake
+
         env = dict(word.split("=") for word in variables.split())
-        with unittest.mock.patch("webbrowser.get", return_value=fake, side_effect=error):
+        with patched(webbrowser, "get", get_browser):
             result = self.call(f"auth login {flags}".strip(), env=env)
         self.assertEqual(result.code, code, result.err)
         return [call[0][0] for call in fake.open.call_args_list]
 
     def test_it_is_opened_where_a_graphical_one_is_plausible(self):
         for variables in ("DISPLAY=:0", "WAYLAND_DISPLAY=wayland-0"):
-            (address,) = self.opened(variables)
+            (address,) = self.opened(variables, delay=0.3)
             self.assertTrue(address.startswith(f"{self.url}/oidc/device?user_code="))
         for variables in (
             "",
@@ -3649,20 +3701,20 @@ class StoreFolderTest(DiskCase):
             shutil.rmtree(os.path.join(self.home, "a"))
 
     def test_a_folder_that_another_process_makes_meanwhile(self):
-        self.env["LLAMACTL_CONFIG_DIR"] = os.path.join(self.home, "new", "conf")
         walk = llamactl.Place._walk
 
         def slow_walk(place, parts):
             walk(place, parts)
             os.makedirs(os.path.dirname(place.path), exist_ok=True)
 
-        with patched(llamactl.Place, "_walk", slow_walk):
-            self.done("auth get")
-            shutil.rmtree(os.path.join(self.home, "new"))
-            self.done(*self.ALWAYS_WRITERS[0])
-        self.assertEqual(
-            mode_of(os.path.join(self.home, "new/conf/profiles.json")), "0o600"
-        )
+        for folder in ("new", "newer/conf"):
+            path = os.path.join(self.home, folder)
+            self.env["LLAMACTL_CONFIG_DIR"] = path
+            with self.subTest(folder), patched(llamactl.Place, "_walk", slow_walk):
+                self.done("auth get")
+                os.rmdir(path)
+                self.done(*self.ALWAYS_WRITERS[0])
+                self.assertEqual(mode_of(os.path.join(path, "profiles.json")), "0o600")
 
     def test_an_error_of_the_lock_names_the_lock(self):
         os.makedirs(self.folder, exist_ok=True)
@@ -3707,9 +3759,25 @@ class StoreFolderTest(DiskCase):
                     self.assertEqual(self.folder in str(warnings), warned)
                     self.assertEqual(mode_of(self.folder), oct(mode))
 
+    def test_of_a_folder_that_is_missing_nothing_is_said(self):
+        self.cloud = self.cloud_server()
+        shutil.rmtree(self.folder)
+        os.chmod(self.home, 0o777)
+        self.assertEqual(self.warnings_of(self.done("auth get")), [])
+
+    def test_where_there_are_no_acls_the_bits_of_a_private_group_do_not_matter(self):
+        self.cloud = self.cloud_server()
+        self.with_profile()
+        os.chmod(self.store_path, 0o640)
+        with failing(os, "listxattr", "ENOTSUP"):
+            is_warned = "run: chmod 600" in self.done("auth get").err
+        self.assertEqual(is_warned, has_a_shared_group())
+
     def test_no_chmod_is_advised_on_a_read_only_file_system(self):
         self.cloud = self.cloud_server()
         self.with_profile()
+        os.chmod(self.store_path, 0o711)
+        self.assertEqual(self.done("auth get").err, "")
         os.chmod(self.store_path, 0o604)
         self.assertIn("run: chmod 600", self.done("auth get").err)
         read_only = unittest.mock.Mock(f_flag=getattr(os, "ST_RDONLY", 1))
@@ -4141,6 +4209,18 @@ class FileSystemsWithoutLocks(FileSystemCase):
                 self.assert_refused(change, change.path, b"OTHERS=1\n", *others)
                 self.assertEqual(content_of(change.lock), word)
 
+    def test_nor_does_it_move_aside_what_another_process_wrote(self):
+        names = llamactl.Place.names
+
+        def slow_names(place):
+            self.hold(self.store, b"other")
+            return names(place)
+
+        write_file(self.store_path, b"{", 0o600)
+        with patched(llamactl.Place, "names", slow_names):
+            error = "another process took over"
+            self.assert_refused(self.store, error, b"{", "profiles.json.locked")
+
     def test_a_change_that_fails_or_is_interrupted_leaves_no_lock_file(self):
         ends = ((OSError(errno.ENOSPC, "full"), 1), (KeyboardInterrupt(), 130))
         for change, (error, code) in self.changes(ends):
@@ -4226,10 +4306,10 @@ class FileSystemsWithoutModes(FileSystemCase):
             with self.case(change, *row):
                 self.assert_made_with_mode(change, *row)
 
-    def test_a_change_of_a_store_that_others_can_read_is_made_and_warned_about(self):
-        for row in itertools.product(self.ERRORS, (0o604, 0o755), (True, False)):
-            with self.case(self.store, *row):
-                self.assert_made_with_mode(self.store, *row, warnings=1)
+    def test_a_change_of_a_file_that_others_can_read_is_made_and_warned_about(self):
+        for change, *row in self.changes(self.ERRORS, (0o604, 0o755), (True, False)):
+            with self.case(change, *row):
+                self.assert_made_with_mode(change, *row, warnings=1)
 
     def test_a_file_system_that_cannot_sync_stops_nothing(self):
         for change, error in self.changes(("EINVAL", "ENOTSUP", "ENOSYS")):
@@ -4487,6 +4567,8 @@ class WhoseEnv(TwoAccounts):
                     self.make(files)
                     after = folder + "\nd/.env ann 600 KEY"
                     self.done_as(ANN, "auth inject", after, cwd="d")
+        self.make("d/ mallory 777\nd/.env ann 711 A=1")
+        self.done_as(ANN, "auth inject", "d/ mallory 777\nd/.env ann 711 KEY", cwd="d")
         self.make("d/ mallory 777\nd/.env ann 644 A=1")
         self.refused(ANN, "auth inject", "others can read .env", cwd="d")
 
@@ -4500,8 +4582,8 @@ class WhoseEnv(TwoAccounts):
         self.make("d/ mallory 755\nd/.env ann 600 A=1")
         self.refused(ANN, "auth inject", "Permission denied", cwd="d")
 
-    def test_a_readable_file_put_in_the_place_of_a_private_one_is_not_written(self):
-        """Mallory may write to the folder, and moves a file of ann's there meanwhile."""
+    def test_a_file_put_in_the_place_of_another_is_not_written(self):
+        """Mallory may write to the folder, and moves a file there meanwhile."""
         really_lock = llamactl.try_lock
 
         def lock(descriptor):
@@ -4509,12 +4591,16 @@ class WhoseEnv(TwoAccounts):
             return really_lock(descriptor)
 
         self.patch(try_lock=lock)
-        for before in ("d/.env ann 600 A=1", ""):
-            with self.subTest(before):
-                self.make(f"d/ root 777\nd/README ann 644 text\n{before}")
+        for before, other, error in (
+            ("d/.env ann 600 A=1", "ann", "others put another file in the place"),
+            ("", "ann", "others put another file in the place"),
+            ("d/.env ann 644 A=1", "mallory", f"belongs to uid {MALLORY}"),
+        ):
+            with self.subTest(before, other=other):
+                self.make(f"d/ root 777\nd/README {other} 644 text\n{before}")
                 result = self.call_as(ANN, "auth inject", cwd="d")
-                self.assert_one_error(result, 1, "others put another file in the place")
-                self.assert_place("d/ root 777\nd/.env ann 644 text")
+                self.assert_one_error(result, 1, error)
+                self.assert_place(f"d/ root 777\nd/.env {other} 644 text")
 
     def test_a_random_uid_of_group_0_writes_where_that_group_may(self):
         """As OpenShift runs a container, in folders that its image made."""
@@ -4927,7 +5013,7 @@ class EnvFile(DiskCase):
 
     def test_the_mode_is_kept_and_one_that_lets_others_read_is_warned_about(self):
         bits_of_others = 0o066 if has_a_shared_group() else 0o006
-        for mode in (0o600, 0o400, 0o700, 0o640, 0o644, 0o604, 0o444, 0o666):
+        for mode in (0o600, 0o400, 0o711, 0o640, 0o644, 0o604, 0o444, 0o666):
             with self.subTest(mode=oct(mode)):
                 path = self.at(f"{mode}.env")
                 before = self.write(mode=mode, path=path)
@@ -5014,6 +5100,15 @@ class EnvFile(DiskCase):
         with failing(os, "replace", "ENOSPC"):
             self.refused()
 
+    def test_one_written_in_place_that_others_can_read_is_warned_about(self):
+        for mode, is_warned in ((0o604, True), (0o711, False)):
+            with self.subTest(mode=oct(mode)):
+                self.write(mode=mode)
+                with opening_fails(lambda path, _: "-lock" in path, errno.EACCES):
+                    err = self.inject()
+                self.assertIn("crash", err)
+                self.assertEqual("run: chmod 600" in err, is_warned)
+
     def test_nothing_is_written_in_place_of_what_was_replaced_or_is_new(self):
         def replace(*_, **__):
             os.rename(other, self.path)
@@ -5030,9 +5125,11 @@ class EnvFile(DiskCase):
         self.assertEqual(file_bytes(self.path), content)
 
     def test_a_full_disk_tears_nothing_that_is_written_in_place(self):
-        before = self.write(b"# mine\n" * 30)
+        line = b"LLAMA_CLOUD_API_KEY=x\n"  # what is longer moves all that follows
+        before = self.write(line + b"# mine\n" * 30)
         inode = os.stat(self.path).st_ino
-        for room in (0, 1, 50, len(self.lines) - 1):
+        growth = len(self.lines) - len(line)
+        for room in (0, 1, growth // 2, growth - 1):
             with self.subTest(room=room), contextlib.ExitStack() as stack:
                 lock_fails = opening_fails(
                     lambda path, _: path.endswith("-lock"), errno.EACCES
@@ -5100,6 +5197,7 @@ class OtherSystems(CommandCase):
             ) as call:
                 self.assertEqual(self.call("auth exec -- tool -x").code, code)
             self.assertEqual(call.call_args[0][0], ["tool", "-x"])
+            self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
             self.assertEqual(call.call_args[1]["env"]["LLAMA_CLOUD_API_KEY"], KEY)
 
     def test_a_reader_holds_up_a_rename_but_for_a_moment(self):
@@ -5111,8 +5209,9 @@ class OtherSystems(CommandCase):
                 raise refusals.pop()
             replace(source, target, **folders)
 
-        with unittest.mock.patch.object(os, "replace", stubborn):
+        with patched(os, "replace", stubborn), patched(time, "sleep") as sleep:
             self.done("auth logout main")
+        self.assertEqual(sleep.call_count, 2)
         self.assertEqual((self.profiles(), refusals), ({}, []))
 
     def test_elsewhere_a_refused_rename_is_not_waited_out(self):
@@ -5126,7 +5225,7 @@ class OtherSystems(CommandCase):
 
     def test_the_store_needs_nothing_of_posix(self):
         """No fcntl, no owners, no modes on descriptors, no folder that could be fsynced."""
-        for name in "geteuid getuid fchmod fchown uname".split():
+        for name in "geteuid getuid fchmod fchown statvfs uname".split():
             patcher = unittest.mock.patch.object(os, name)
             patcher.start()
             self.addCleanup(patcher.stop)
@@ -5135,6 +5234,7 @@ class OtherSystems(CommandCase):
         with self.locking(itertools.chain(busy, itertools.repeat(None))) as locking:
             self.done(f"auth token --api-key {KEY} --project proj-alpha")
             self.done("auth inject --env-file", os.path.join(self.home, "win.env"))
+        self.assertEqual(glob.glob(os.path.join(self.home, "win.env?*")), [])
         self.assertEqual(list(self.profiles()), ["llx-wxyz"])
         self.assertGreater(locking.call_count, 3)
         self.assertEqual({call[0][1:] for call in locking.call_args_list}, {(2, 1)})
@@ -5627,6 +5727,11 @@ class ProfilesTest(StoreCase):
     def token(self, key, project="proj-alpha", *more):
         self.done(f"auth token --no-verify --api-key {key} --project {project}", *more)
         return self.current()
+
+    def test_the_file_is_indented_for_people(self):
+        self.token(KEY)
+        text = self.store_text()
+        self.assertEqual(text, json.dumps(json.loads(text), indent=1) + "\n")
 
     def test_names_of_keys_are_safe_and_show_four_characters_at_most(self):
         for row in r"""
@@ -6161,6 +6266,40 @@ class ServerWords(NetworkCase):
         self.assertRegex(error, r"403: not for you \(request correlated-7\)\Z")
         ids["x-correlation-id"] = None
         self.assertRegex(self.error(403, {"detail": "no"}, ids), r"403: no\Z")
+        self.assertRegex(self.error(300, {"detail": "which"}), "300: which")
+
+    def test_what_a_server_leaves_out(self):
+        organization = {"org_id": "o", "org_name": "O"}
+        deployment = {"id": "d", "status": "x"}
+        for path, answer, command, name, value in (
+            (LIST_PROJECTS, {"project_id": "p"}, "projects get", "deployment_count", "0"),
+            (LIST_PROJECTS, {"project_id": "p"}, "projects get", "org_id", '"default"'),
+            (ORGANIZATION_LIST, organization, "organizations get", "is_default", "false"),
+            (CONTROL, deployment, "deployments get", "suspended", "false"),
+        ):
+            with self.subTest(command, name=name):
+                body = {path.rpartition("/")[2].replace("list-", ""): [answer]}
+                self.cloud.fault(path, "wrong_shape", body=body)
+                shown = self.done(command, "-o", "json").out
+                self.assertEqual(re.findall(f'"{name}": (.*?),?\n', shown), [value])
+        self.cloud.fault(VERSION, "wrong_shape", body={"version": "1"})
+        self.done("environments add", self.url)
+        self.assertIs(self.stored()[self.url]["requires_auth"], False)
+
+    def test_what_is_no_list_of_objects_and_no_version(self):
+        for path, body, command in (
+            (LIST_PROJECTS, {"projects": [1]}, "projects get"),
+            (LIST_PROJECTS, {"projects": {}}, "projects get"),
+            (VERSION, {"requires_auth": True}, f"environments add {self.url}"),
+        ):
+            with self.subTest(body):
+                self.cloud.fault(path, "wrong_shape", body=body)
+                self.fails(command, code=5)
+
+    def test_an_answer_that_is_too_long(self):
+        self.cloud.fault(LIST_PROJECTS, "huge")
+        error = self.fails("projects get", code=5)
+        self.assertTrue(error.endswith(f"{LIST_PROJECTS} sent more than 8 MiB"), error)
 
     def test_a_gateway_without_json(self):
         for body in ("<html><h1>Forbidden</h1></html>", "", b"\xff\xfe", "[" * 100000):
@@ -6665,7 +6804,7 @@ class Proxies(NetworkCase):
             }
             with self.subTest(kinds, variable=variable, is_offline=is_offline):
                 with unittest.mock.patch.multiple("urllib.request", **mocks):
-                    proxy = llamactl.find_proxy(process, self.url, is_offline)
+                    proxy = llamactl.find_proxy(process, self.url, *[True] * is_offline)
                 source = variable or "the system's settings"
                 expected = used and (f"http://{used}:1",) * 2 + (source,)
                 self.assertEqual(proxy, expected)
@@ -6721,6 +6860,12 @@ class Addresses(NetworkCase):
                     llamactl.connect(address, 1.0)
         times = [call[0][1] for call in late.call_args_list]
         self.assertEqual(times, [1.0, 5.0, 0.25, 0.5])
+
+    def test_the_answer_may_take_as_long_as_with_one(self):
+        with unittest.mock.patch("socket.getaddrinfo", return_value=[1, 2]):
+            with unittest.mock.patch("socket.create_connection") as create:
+                llamactl.connect(("two.example", 1), 10.0)
+        create.return_value.settimeout.assert_called_once_with(10.0)
 
 
 class Retries(NetworkCase):
@@ -6816,11 +6961,12 @@ class Retries(NetworkCase):
             self.assertEqual(self.send("POST", API_KEYS)[1], [0.5, 1.5])
         self.assertEqual(len(self.cloud.requests), 1)
 
-    def test_a_key_survives_a_refused_connection(self):
+    def test_a_login_survives_a_refused_connection(self):
         self.patch(RETRY_DELAYS=(0, 0))
-        with refusing(API_KEYS, 2):
-            self.done(LOG_IN)
-        self.assertEqual(len(self.cloud.keys_alive()), 3)
+        for path in (DEVICE_CODE, API_KEYS):
+            with self.subTest(path), refusing(path, 2):
+                self.write_store({})
+                self.done(LOG_IN)
 
 
 class Patience(NetworkCase):
@@ -7047,11 +7193,12 @@ class LyingProvider(NetworkCase):
             {"access_token": None},
             {"error": "nonsense"},
             {"error": 7},
-            {"access_token": "two words"},
         ):
             with self.subTest(body=body):
                 self.cloud.token_script = [(200, body)]
                 self.refused(None)
+        self.cloud.token_answer = {"access_token": "two words"}
+        self.assertIn("an unusable access token", self.refused())
 
     def test_keys_that_cannot_be_keys(self):
         for key in ("", "a b", "two\nlines", "\u00e9", 7, None, ["x"]):
@@ -7150,6 +7297,19 @@ class Variables(CommandCase):
                 self.assertEqual(used, expected)
                 self.assertEqual(bool(warned), bool(warning), warned)
                 self.assertIn(self.NAMES.get(warning, warning), "".join(warned))
+
+    def test_a_key_alone_where_a_project_is_needed(self):
+        self.write_store({})
+        result = self.call("deployments get", env=self.variables("key url"))
+        error = "error: LLAMA_CLOUD_API_KEY is set, but LLAMA_AGENTS_PROJECT_ID is not\n"
+        self.assertEqual((result.code, result.err), (2, error))
+        for command in ("auth status", "projects get", "organizations get"):
+            self.done(command, env=self.variables("key url"))
+
+    def test_a_key_that_the_server_rejects_is_to_be_replaced_where_it_stands(self):
+        env = self.variables("all key=llx-CANARY-rejected-0000")
+        err = self.call("projects get", env=env).err
+        self.assertIn("hint: replace or unset LLAMA_CLOUD_API_KEY\n", err)
 
     def test_precedence(self):
         table = """
@@ -7842,6 +8002,12 @@ class LoginOutcomes(NetworkCase):
         self.assertEqual(sorted(self.profiles()), ["llx-0123", "main"])
         self.assertEqual(self.profiles()["main"]["sub"], profile["sub"])
 
+    def test_nor_of_one_that_was_stored_meanwhile(self):
+        self.write_store({})
+        hear(self.cloud, LIST_PROJECTS, before=lambda request: self.with_login())
+        result = self.call(f"auth token --api-key {KEY} --project proj-alpha --name main")
+        self.assertIn("profile main is a login", self.error_of(result, 1))
+
     def test_a_profile_that_is_deleted_during_the_login_stays_so(self):
         self.with_login()
         hear(self.cloud, ME, before=lambda request: self.write_store({}))
@@ -7961,6 +8127,13 @@ class NothingLeftBehind(NetworkCase):
             self.assertEqual(self.call("auth login").code, 130)
         self.assert_left()
 
+    def test_a_key_that_is_made_is_masked_from_then_on(self):
+        token = self.with_login()["access_token"]
+        hidden = []
+        client = llamactl.Client(llamactl.read_process(), hidden.append, str, str, None)
+        _, key = llamactl.ControlPlane(client, self.url, token).create_key("title")
+        self.assertIn(key, hidden)
+
     def test_a_key_that_may_have_been_made_is_named_by_its_title(self):
         for kind, options in load("""{
             "truncated": {}, "reset": {}, "html": {}, "not_json": {}, "status": {},
@@ -8023,7 +8196,9 @@ class NothingLeftBehind(NetworkCase):
     def test_a_poll_that_fails_does_not_swallow_a_signal(self):
         self.cloud.fault(TOKEN, "close", 99)
         hear(self.cloud, TOKEN, before=sending(signal.SIGTERM))
-        self.assertEqual(self.call(SIGN_IN).code, 143)
+        result = self.call(SIGN_IN)
+        self.assertEqual(result.code, 143)
+        self.assertIn("\nerror: ", result.err)
 
     def test_a_signal_at_each_line_between_the_approval_and_the_menu(self):
         """The refresh token is revoked, wherever the signal comes."""
@@ -8101,6 +8276,11 @@ class LogoutOfALogin(NetworkCase):
     def assert_key_named(self):
         named = f"API key {KEY_ID} (…0123) may still work"
         self.assertIn(named, self.error_of(self.logout(1)))
+
+    def test_a_token_that_the_server_quotes_is_masked(self):
+        body = {"detail": self.with_login()["access_token"]}
+        self.cloud.fault(f"{API_KEYS}/{KEY_ID}", "status", status=400, body=body)
+        self.assertIn("answered 400: ********", self.error_of(self.logout(1)))
 
     def test_rotation_reaches_the_disk_before_the_new_token_is_used(self):
         self.with_login(expired=True)
@@ -8533,6 +8713,7 @@ class AuthLogin(CommandCase):
         started = load(self.done("auth login --start -o json").out)
         self.assertIn(started["user_code"], self.cloud.pending())
         self.assertLess(abs(started["expires_at"] - time.time() - 600), 60)
+        self.cloud.expires_in = 3000
         page = f"{self.url}/oidc/device"
         self.play(f"""
             $ llamactl auth login --start -o yaml
@@ -8547,7 +8728,7 @@ class AuthLogin(CommandCase):
             verification_uri           {page}
             verification_uri_complete  {page}?user_code=...-...
             user_code                  ...-...
-            expires_in                 10 min
+            expires_in                 50 min
             finish with: llamactl auth login --resume
         """)
         self.assertEqual(self.cloud.count("POST", "/oidc/token"), 0)
@@ -8578,6 +8759,12 @@ class AuthLogin(CommandCase):
         self.cloud.auto_approve = None
         self.cloud.approve(second)
         self.done("auth login --resume --project proj-alpha")
+
+    def test_what_waits_is_forgotten_by_a_logout_of_all(self):
+        self.done("auth login --start")
+        self.done("auth logout --all --yes")
+        self.assertIsNone(self.stored()[self.url]["login"])
+        self.assertEqual(self.call("auth login --resume").code, 2)
 
     def test_a_gateway_s_no_leaves_what_waits(self):
         self.done("auth login --start")
@@ -9172,6 +9359,10 @@ class AuthStatus(CommandCase):
     def setUp(self):
         super().setUp()
         self.env["SSL_CERT_FILE"] = "/ca.pem"
+
+    def test_where_no_profile_is_current(self):
+        self.write_store({"a": {"auth_type": "token"}})
+        self.assertIn("hint: llamactl auth use NAME\n", self.call("auth status").err)
 
     def test_where_each_value_came_from(self):
         self.with_profile()
@@ -10808,9 +10999,14 @@ class Advice(CommandCase):
             self.assertEqual(list(self.profiles()), list(names))
             self.answer(b"y\n", f"{question} profile a deleted\n...")
             self.assertEqual(self.profiles(), {})
+        self.write_store({"a": {"auth_type": "token"}})
+        question = "Delete 1 profile and, for logins, their API keys? [y/N]"
+        refusal = f"{question} error: nothing was deleted\n[1]"
+        self.answer(b"n\n", refusal, f"environments delete {self.url}")
+        self.assertEqual(list(self.profiles()), ["a"])
 
-    def answer(self, typed, shown):
-        transcript = f"$ llamactl auth logout --all\n{shown}"
+    def answer(self, typed, shown, command="auth logout --all"):
+        transcript = f"$ llamactl {command}\n{shown}"
         self.play(transcript, stdin=typed, terminal=True)
 
     def test_a_key_for_the_dash_is_typed_where_somebody_can(self):
