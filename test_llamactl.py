@@ -5031,6 +5031,11 @@ class EnvFile(DiskCase):
         self.assertEqual(file_bytes(self.path), before + added)
         self.assertEqual(sorted(os.listdir(self.home)), ["app.env", "conf", "other.env"])
 
+    def test_the_lock_file_is_removed_once_the_next_may_be_another_s(self):
+        with unittest.mock.patch("llamactl.remove_lock") as remove:
+            self.inject()
+        self.assertEqual(remove.call_count, 1)
+
     def test_where_nothing_changes_nothing_is_touched(self):
         path = self.at("folder/app.env")
         self.inject(path)
@@ -8601,6 +8606,14 @@ class AuthToken(CommandCase):
             ...llx-wxyz...proj-alpha
             next: ...
         """)
+        self.write_store({}, requires_auth=False)
+        self.play("""
+            $ llamactl auth token --project proj-alpha
+            error: ...refused...
+            ...
+            [5]
+        """)
+        self.assertEqual(self.profiles(), {})
 
     def test_no_verify_sends_nothing(self):
         self.play("""
@@ -10350,7 +10363,9 @@ class ImportTest(ImportCase):
         self.assertEqual(file_bytes(self.store_path), once)
 
     def test_what_is_ours_already_stays(self):
-        self.closed("UPDATE settings SET value = 'http://localhost:8011'")
+        self.closed("""
+            UPDATE settings SET value = 'http://localhost:8011' WHERE value LIKE 'http%'
+        """)
         ours = {"auth_type": "token", "api_key": OTHER_KEY, "project_id": "proj-beta"}
         same_name = dict(ours, api_key="llx-CANARY-quite-another-one")
         self.write_store({"work": same_name, "mine": ours}, "work")
@@ -10714,6 +10729,8 @@ class Words(CommandCase):
             self.assertEqual(shown.err, "")
             for typed in (f"--help {words}", f"help {words}", f"{words} help"):
                 self.assertEqual(self.done(typed), shown)
+            colourful = {"FORCE_COLOR": "1"}  # as argparse would be from Python 3.14 on
+            self.assertEqual(self.done(f"{words} -h", env=colourful), shown)
         for group in groups:
             shown = self.play(f"""
                 $ llamactl {group}
