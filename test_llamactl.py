@@ -4858,6 +4858,13 @@ class WhoseStore(TwoAccounts):
         self.assertEqual(result.code, 0, result.err)
         self.assertIn(self.url, result.out)
 
+    def test_what_is_imported_later_is_there_before_root_becomes_a_user(self):
+        """That user may not be able to read Python's own files."""
+        with unittest.mock.patch.dict(sys.modules):
+            del sys.modules["shlex"]
+            with llamactl.acting_as(ANN, self.home, ""):
+                self.assertIn("shlex", sys.modules)
+
     def test_root_gets_its_groups_back(self):
         self.make("ann/ ann 700")
         groups = os.getgroups()
@@ -5204,6 +5211,23 @@ class OtherSystems(CommandCase):
             self.assertEqual(call.call_args[0][0], ["tool", "-x"])
             self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
             self.assertEqual(call.call_args[1]["env"]["LLAMA_CLOUD_API_KEY"], KEY)
+
+    def test_how_its_shell_unsets_a_variable(self):
+        env = {"LLAMACTL_PROFILE": "nobody"}
+        err = self.call("projects get", env=env).err
+        self.assertIn("hint: set LLAMACTL_PROFILE=\n", err)
+
+    def test_a_pipe_that_closed_is_told_from_a_disk_that_is_full(self):
+        abandon = unittest.mock.patch.object(llamactl.Terminal, "abandon")
+        abandon.start()
+        self.addCleanup(abandon.stop)
+        for number, code in ((errno.EINVAL, 0), (errno.ENOSPC, 1)):
+            stdout = unittest.mock.Mock()
+            stdout.buffer.write.side_effect = OSError(number, "so Windows says")
+            stderr = io.StringIO()
+            with patched(sys, "stdout", stdout), contextlib.redirect_stderr(stderr):
+                self.assertEqual(llamactl.main(["--version"]), code)
+            self.assertEqual("so Windows says" in stderr.getvalue(), bool(code))
 
     def test_a_reader_holds_up_a_rename_but_for_a_moment(self):
         self.with_profile()
