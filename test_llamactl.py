@@ -5243,6 +5243,12 @@ class OtherSystems(CommandCase):
         self.assertEqual(sleep.call_count, 2)
         self.assertEqual((self.profiles(), refusals), ({}, []))
 
+    def test_a_reader_that_stays_is_waited_for_in_vain(self):
+        self.patch(RENAME_TIMEOUT=0.05)
+        refused = PermissionError(errno.EACCES, "it is open")
+        with patched(os, "replace", side_effect=refused):
+            self.assertEqual(self.call("environments add https://a.example").code, 1)
+
     def test_elsewhere_a_refused_rename_is_not_waited_out(self):
         self.patch(WINDOWS=False, RENAME_TIMEOUT=0.2)
         self.with_profile()
