@@ -2099,7 +2099,7 @@ class Store:
     """profiles.json: the environments, each with its profiles and its current one."""
 
     _place: Place  # while it is open
-    path: str  # once it was, without links
+    path: str  # from then on, with every link followed
 
     def __init__(self, folder, warn):
         # type: (Optional[str], Warn) -> None

@@ -3707,12 +3707,12 @@ class StoreFolderTest(DiskCase):
             walk(place, parts)
             os.makedirs(os.path.dirname(place.path), exist_ok=True)
 
-        for folder in ("new", "newer/conf"):
+        for top, folder in (("new", "new"), ("newer", "newer/conf")):
             path = os.path.join(self.home, folder)
             self.env["LLAMACTL_CONFIG_DIR"] = path
             with self.subTest(folder), patched(llamactl.Place, "_walk", slow_walk):
                 self.done("auth get")
-                os.rmdir(path)
+                shutil.rmtree(os.path.join(self.home, top))
                 self.done(*self.ALWAYS_WRITERS[0])
                 self.assertEqual(mode_of(os.path.join(path, "profiles.json")), "0o600")
 
@@ -5020,7 +5020,7 @@ class EnvFile(DiskCase):
 
     def test_the_mode_is_kept_and_one_that_lets_others_read_is_warned_about(self):
         bits_of_others = 0o066 if has_a_shared_group() else 0o006
-        for mode in (0o600, 0o400, 0o711, 0o640, 0o644, 0o604, 0o444, 0o666):
+        for mode in (0o600, 0o400, 0o700, 0o711, 0o640, 0o644, 0o604, 0o444, 0o666):
             with self.subTest(mode=oct(mode)):
                 path = self.at(f"{mode}.env")
                 before = self.write(mode=mode, path=path)
@@ -5218,14 +5218,13 @@ class OtherSystems(CommandCase):
         self.assertIn("hint: set LLAMACTL_PROFILE=\n", err)
 
     def test_a_pipe_that_closed_is_told_from_a_disk_that_is_full(self):
-        abandon = unittest.mock.patch.object(llamactl.Terminal, "abandon")
-        abandon.start()
-        self.addCleanup(abandon.stop)
         for number, code in ((errno.EINVAL, 0), (errno.ENOSPC, 1)):
             stdout = unittest.mock.Mock()
             stdout.buffer.write.side_effect = OSError(number, "so Windows says")
             stderr = io.StringIO()
-            with patched(sys, "stdout", stdout), contextlib.redirect_stderr(stderr):
+            abandon = patched(llamactl.Terminal, "abandon")
+            redirected = contextlib.redirect_stderr(stderr)
+            with abandon, redirected, patched(sys, "stdout", stdout):
                 self.assertEqual(llamactl.main(["--version"]), code)
             self.assertEqual("so Windows says" in stderr.getvalue(), bool(code))
 
@@ -6313,7 +6312,7 @@ class ServerWords(NetworkCase):
             (CONTROL, deployment, "deployments get", "suspended", "false"),
         ):
             with self.subTest(command, name=name):
-                body = {path.rpartition("/")[2].replace("list-", ""): [answer]}
+                body = {command.split()[0]: [answer]}
                 self.cloud.fault(path, "wrong_shape", body=body)
                 shown = self.done(command, "-o", "json").out
                 self.assertEqual(re.findall(f'"{name}": (.*?),?\n', shown), [value])
@@ -6837,9 +6836,10 @@ class Proxies(NetworkCase):
                 ),
                 "proxy_bypass": unittest.mock.Mock(return_value=is_bypassed),
             }
+            options = {"is_offline": True} if is_offline else {}
             with self.subTest(kinds, variable=variable, is_offline=is_offline):
                 with unittest.mock.patch.multiple("urllib.request", **mocks):
-                    proxy = llamactl.find_proxy(process, self.url, *[True] * is_offline)
+                    proxy = llamactl.find_proxy(process, self.url, **options)
                 source = variable or "the system's settings"
                 expected = used and (f"http://{used}:1",) * 2 + (source,)
                 self.assertEqual(proxy, expected)
@@ -6998,10 +6998,11 @@ class Retries(NetworkCase):
 
     def test_a_login_survives_a_refused_connection(self):
         self.patch(RETRY_DELAYS=(0, 0))
-        for path in (DEVICE_CODE, API_KEYS):
+        for count, path in enumerate((DEVICE_CODE, API_KEYS), 3):
             with self.subTest(path), refusing(path, 2):
                 self.write_store({})
                 self.done(LOG_IN)
+                self.assertEqual(len(self.cloud.keys_alive()), count)
 
 
 class Patience(NetworkCase):
@@ -12343,7 +12344,7 @@ def worker():
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)  # what a test prints must not look like an answer
         for line in asked:
-            if hasattr(signal, "alarm"):  # a program that loops for ever must not
+            if hasattr(signal, "alarm"):  # a loop without end must not outlive the run
                 signal.alarm(CLASS_TIMEOUT)
             print(json.dumps(run_named(line.strip())), file=answers, flush=True)
     return 0
